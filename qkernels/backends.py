@@ -1,0 +1,158 @@
+"""Backends: the one place that knows which kernels exist and which one runs.
+
+An op is a schema whose last argument is ``str backend``; a backend is a callable that takes the other arguments.
+
+    lsq(x, step) -> resolve("lsq", ...) = "cpu" -> torch.ops.qkernels.lsq_fwd(..., "cpu") -> kernel
+
+Where kernels come from:
+  - compiled ones are found by name: ``QK_EXPORT(cpu, lsq_fwd, ...)`` in ``csrc/`` is the backend "cpu" of ``lsq_fwd``;
+  - Triton ones are found by place: ``lsq_fwd`` in ``ops/lsq/triton.py``, imported at the first call;
+  - Python ones register with ``@kernel("lut_linear", "reference")``.
+
+``reference`` needs no entry: it is the plain-PyTorch definition of the op, and always there.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PACKAGE = Path(__file__).parent
+LIBRARY = PACKAGE / "libqkernels.so"
+HAS_COMPILED = LIBRARY.exists()
+HAS_TRITON = find_spec("triton") is not None
+NAMES = ("cpu", "cuda", "triton", "reference")
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+# backend -> why it is absent from every op of this install
+MISSING: dict[str, str] = {}
+if HAS_COMPILED:  # built: load it, and let a broken build raise rather than fall back in silence
+    torch.ops.load_library(str(LIBRARY))
+else:
+    MISSING["cpu"] = "the compiled kernels are not built (pip install needs a C++ compiler, cmake and ninja)"
+    MISSING["cuda"] = MISSING["cpu"]
+if not HAS_TRITON:
+    MISSING["triton"] = "the package triton is not installed"
+
+_OPS: dict[str, dict[str, Callable]] = {}
+_library = torch.library.Library("qkernels", "FRAGMENT")
+
+
+def define(schema: str, fake: Callable, package: str) -> Callable:
+    """Register ``torch.ops.qkernels.<op>`` and return it; a second call with the same op is harmless.
+
+    schema: ``"lsq_fwd(Tensor x, ..., str backend) -> Tensor"``.
+    fake: the same arguments -> tensors of the right shape, dtype and device (no data).
+    package: ``__package__`` of the op's folder, where ``triton.py`` may lie.
+    """
+    op = schema.split("(")[0]
+    if op in _OPS:
+        return getattr(torch.ops.qkernels, op).default
+    kernels = _OPS[op] = {}
+    for backend in ("cpu", "cuda"):
+        namespace = getattr(torch.ops, f"qkernels_{backend}")
+        if HAS_COMPILED and hasattr(namespace, op):
+            kernels[backend] = getattr(namespace, op).default
+    if HAS_TRITON and (PACKAGE / "ops" / package.rsplit(".", 1)[-1] / "triton.py").exists():
+        kernels["triton"] = _late(f"{package}.triton", op)
+
+    def run(*args):
+        *args, backend = args
+        return kernels[backend](*args)
+
+    _library.define(schema)
+    _library.impl(op, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"qkernels::{op}", fake, lib=_library)
+    return getattr(torch.ops.qkernels, op).default
+
+
+def _late(module: str, name: str) -> Callable:
+    """The function ``name`` of ``module``, imported when it is first called: Triton costs more to import than we do."""
+
+    def call(*args):
+        return getattr(import_module(module), name)(*args)
+
+    return call
+
+
+def kernel(op: str, backend: str) -> Callable:
+    """Decorator: this Python function is ``op`` on ``backend``."""
+
+    def add(fn: Callable) -> Callable:
+        _OPS[op][backend] = fn
+        return fn
+
+    return add
+
+
+def backends_of(name: str) -> list[str]:
+    """The backends that have every op of the public function ``name`` (forward and backward), then "reference"."""
+    ops = [kernels for op, kernels in _OPS.items() if op in (name, f"{name}_fwd", f"{name}_bwd")]
+    return [b for b in NAMES[:-1] if ops and all(b in kernels for kernels in ops)] + ["reference"]
+
+
+def names() -> list[str]:
+    """The public functions that have ops: ["lsq", ...]."""
+    return sorted({op.removesuffix("_fwd").removesuffix("_bwd") for op in _OPS})
+
+
+@cache
+def verified() -> dict[str, dict[str, str]]:
+    """function -> backend -> the committed GPU result that shows it right there (``tuned/verified.json``)."""
+    return json.loads((PACKAGE / "tuned" / "verified.json").read_text())
+
+
+def refusal(name: str, backend: str, x: Tensor, dtypes: Sequence[torch.dtype] = FLOATS) -> str | None:
+    """Why ``backend`` cannot run ``name`` on ``x``, or None if it can."""
+    if backend not in NAMES:
+        return f"no such backend (there are {', '.join(NAMES)})"
+    if backend == "reference":
+        return None
+    if backend not in backends_of(name):
+        return MISSING.get(backend, f"{name} has no {backend} kernel in this build")
+    if x.dtype not in dtypes:
+        return f"x is {x.dtype}, needs {' or '.join(str(d) for d in dtypes)}"
+    device = "cpu" if backend == "cpu" else "cuda"
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if x.device.type != device and not (interpreted and x.device.type == "cpu"):
+        return f"x is on {x.device}, needs a {device} tensor"
+    return None
+
+
+def resolve(name: str, x: Tensor, requested: str | None, dtypes: Sequence[torch.dtype] = FLOATS) -> str:
+    """The backend that will run ``name`` on ``x``.
+
+    An explicit request (argument, else the environment variable QKERNELS_BACKEND) runs there or raises
+    NotImplementedError with the reason. Otherwise the first of ORDER that can; on a GPU only one that a committed
+    result marks as verified.
+    """
+    requested = requested or os.environ.get("QKERNELS_BACKEND") or None
+    if requested:
+        if why := refusal(name, requested, x, dtypes):
+            raise NotImplementedError(f"{name} on {x.device}: {requested}: {why}")
+        return requested
+    for backend in ORDER.get(x.device.type, ()):
+        if x.device.type == "cuda" and backend not in verified().get(name, {}):
+            continue
+        if refusal(name, backend, x, dtypes) is None:
+            return backend
+    return "reference"
+
+
+def table() -> dict[str, dict[str, str]]:
+    """function -> backend -> "yes", "on request" (never yet run on a GPU), or "-"; ``python -m qkernels`` prints it."""
+    rows = {}
+    for name in names():
+        have = backends_of(name)
+        rows[name] = {
+            b: "-" if b not in have else "on request" if b in ("cuda", "triton") and b not in verified().get(name, {}) else "yes"
+            for b in NAMES
+        }
+    return rows

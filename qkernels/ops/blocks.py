@@ -1,0 +1,53 @@
+"""The block rule, once for every quantizer: a parameter is a 1-D float tensor of P values that splits x, in row-major
+order, into P equal contiguous blocks. P = 1: per tensor; out_features: per row; numel / g: per group; batch: per sample."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def prepare(name: str, x: Tensor, **parameters: Tensor) -> tuple[Tensor, list[Tensor], Callable[[Tensor], Tensor]]:
+    """Check x and its parameters; returns (x, parameters as float32 [P], restore).
+
+    ``restore`` undoes on the result what was done to x: a channels_last x is handed over as its contiguous view.
+    Each parameter has 1 or P values, with the largest as the common P; autograd sums the gradient of an expanded one.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: x must be a Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: x must be a float tensor, got {x.dtype}")
+    for key, p in parameters.items():
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{name}: {key} must be a Tensor of shape [P], got {type(p).__name__}")
+        if not p.is_floating_point():
+            raise TypeError(f"{name}: {key} must be a float tensor, got {p.dtype}")
+        if p.dim() != 1:
+            hint = f"; use {key}.reshape(1)" if p.dim() == 0 else ""
+            raise ValueError(f"{name}: {key} must have shape [P], got {list(p.shape)}{hint}")
+        if p.device != x.device:
+            raise ValueError(f"{name}: x and {key} must be on one device, got {x.device} and {p.device}")
+    P = max(p.shape[0] for p in parameters.values())
+    for key, p in parameters.items():
+        if p.shape[0] not in (1, P):
+            raise ValueError(f"{name}: {key} must have 1 or P={P} values, got {p.shape[0]}")
+    if P == 0 or x.numel() % P:
+        raise ValueError(f"{name}: P must divide x.numel()={x.numel()}, got P={P}")
+    values = [p.to(torch.float32).expand(P) for p in parameters.values()]
+    if not x.is_contiguous() and P in (1, x.shape[0] if x.dim() else 1):
+        last = _CHANNELS_LAST.get(x.dim())
+        if last is not None and x.is_contiguous(memory_format=last):
+            return x.movedim(1, -1), values, lambda y: y.movedim(-1, 1)
+    return x, values, lambda y: y
+
+
+def int_range(name: str, bits: int, signed: bool) -> tuple[int, int]:
+    """(smallest, largest) code of a ``bits``-bit integer grid."""
+    least = 2 if signed else 1
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"{name}: bits must be an int, got {type(bits).__name__}")
+    if not least <= bits <= 8:
+        raise ValueError(f"{name}: bits must be between {least} and 8 ({'signed' if signed else 'unsigned'}), got {bits}")
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)

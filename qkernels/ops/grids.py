@@ -1,0 +1,24 @@
+"""What a hard quantizer leaves behind, and the level grids that more than one op needs."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Hardened(NamedTuple):
+    """Codes and levels that training's forward used: value = levels[codes] * scale of the block, in float32, one rounding."""
+
+    codes: Tensor  # uint8, the shape of x
+    levels: Tensor  # float32 [K]
+    scale: Tensor  # float32 [P]
+
+    def value(self) -> Tensor:
+        """The quantized tensor, float32."""
+        level = self.levels[self.codes.long()]
+        return (level.reshape(self.scale.shape[0], -1) * self.scale[:, None] + 0.0).reshape(self.codes.shape)
+
+
+def positive(parameter: Tensor) -> Tensor:
+    """``parameter`` where it is positive, NaN elsewhere: a step or scale that collapsed must not pass unseen."""
+    return torch.where(parameter > 0, parameter, torch.nan)

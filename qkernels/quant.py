@@ -1,0 +1,41 @@
+"""Fake-quantizers for training: float tensor in, float tensor on a grid out, gradients through."""
+
+from torch import Tensor
+
+from .ops.grids import Hardened
+from .ops.lsq import op as _lsq
+from .ops.post import op as _post
+
+lsq = _lsq.lsq
+post, post_levels = _post.post, _post.post_levels
+
+_HARDEN = {"lsq": _lsq.harden, "post": _post.harden}
+
+
+def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
+    """What training's forward used, as codes: ``harden("lsq", w, step, bits=4)`` for ``lsq(w, step, bits=4)``.
+
+    Args:
+        method: name of the quantizer, e.g. "lsq" or "post".
+        x, parameters, options: as the quantizer takes them (without gradient options and backend).
+
+    Returns:
+        codes uint8 of x's shape, levels float32 [K], scale float32 [P], such that
+        ``levels[codes] * scale`` of each block, in float32, equals the quantizer's output bit for bit.
+
+    Raises:
+        ValueError: unknown method, x or a parameter is not finite, a parameter is not positive; TypeError and
+        ValueError as the quantizer.
+    """
+    if method not in _HARDEN:
+        raise ValueError(f"harden: method must be one of {', '.join(_HARDEN)}, got {method!r}")
+    for name, t in [("x", x), *((f"parameter {i}", p) for i, p in enumerate(parameters))]:
+        if isinstance(t, Tensor) and not t.isfinite().all():
+            raise ValueError(f"harden: {name} must be finite, got {int((~t.isfinite()).sum())} values that are not")
+    hardened = _HARDEN[method](x, *parameters, **options)
+    if not (hardened.scale > 0).all():
+        raise ValueError(f"harden: every scale must be positive, got {hardened.scale.min().item():g}")
+    return hardened
+
+
+__all__ = ["Hardened", "harden", "lsq", "post", "post_levels"]
