@@ -94,7 +94,7 @@ def post(
         backend: "reference" | "cpu" | "cuda" | "triton"; None picks the fastest that can run.
 
     Returns:
-        Tensor like w. A NaN stays where it was: its dw is 0 (clip_grad=False: g), its block's dscale NaN.
+        Tensor like w. A NaN stays where it was: its dw is 0, its block's dscale NaN.
 
     Raises:
         TypeError: w or scale is not a float tensor, bits not an int.

@@ -33,16 +33,16 @@ def post(
 ) -> Tensor:
     """w: any shape; scale: [P] float32. nearest(clamp(w / scale, -1, 1)) * scale."""
     a = positive(scale_grad(scale, grad_scale))[:, None]  # [P, 1]
-    wide = w.to(torch.float32).reshape(scale.shape[0], -1)  # [P, L]
+    wide = w.to(torch.float32).reshape(scale.shape[0], -1).contiguous()  # [P, L]
     u = (wide / a).clamp(-1, 1)
     y = ste_replace(u, _nearest(u.detach(), count, zero)) * a
     if not clip_grad:
-        y = y + torch.where((wide / a).abs() > 1, wide - wide.detach(), 0.0)
+        y = y + ste_replace(torch.where((wide / a).abs() > 1, wide, 0.0), torch.zeros_like(wide))
     return y.to(w.dtype).reshape(w.shape)
 
 
 def harden(w: Tensor, scale: Tensor, count: int, zero: bool) -> Hardened:
     grid = torch.tensor(levels(count, zero), dtype=torch.float32, device=w.device)
     u = (w.detach().to(torch.float32).reshape(scale.shape[0], -1) / positive(scale.detach())[:, None]).clamp(-1, 1)
-    codes = torch.bucketize(_nearest(u, count, zero), grid).to(torch.uint8).reshape(w.shape)
+    codes = torch.bucketize(_nearest(u.contiguous(), count, zero), grid).to(torch.uint8).reshape(w.shape)
     return Hardened(codes, grid, scale.detach())

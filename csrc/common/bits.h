@@ -1,0 +1,50 @@
+// float16 and bfloat16 as bits: conversions that round half to even and keep NaN, on any compiler.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include "hd.h"
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#endif
+
+namespace qk {
+
+struct half { uint16_t bits; };
+struct bfloat { uint16_t bits; };
+
+QK_HD uint32_t bits_of(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+QK_HD float from_bits(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+
+QK_HD float to_float(float f) { return f; }
+QK_HD float to_float(bfloat b) { return from_bits(uint32_t(b.bits) << 16); }
+QK_HD float to_float(half h) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(h.bits));
+#else
+  const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16, rest = h.bits & 0x7fffu;
+  if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // Inf, NaN
+  // 2**112 moves the exponent from float16's bias to float32's, and makes denormals normal; the product is exact
+  return from_bits(sign | bits_of(from_bits(rest << 13) * 5192296858534827628530496329220096.0f));
+#endif
+}
+
+QK_HD void from_float(float f, float* out) { *out = f; }
+QK_HD void from_float(float f, bfloat* out) {
+  const uint32_t u = bits_of(f);
+  out->bits = f == f ? uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16) : uint16_t(0x7fc0u);
+}
+QK_HD void from_float(float f, half* out) {
+#ifdef __CUDA_ARCH__
+  out->bits = __half_as_ushort(__float2half_rn(f));
+#else
+  const uint32_t u = bits_of(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
+  uint32_t h;
+  if (a > 0x7f800000u) h = 0x7e00u;                                       // NaN
+  else if (a >= 0x477ff000u) h = 0x7c00u;                                 // rounds to 65536 or more: Inf
+  else if (a < 0x38800000u) h = bits_of(from_bits(a) + 0.5f) - 0x3f000000u;  // below 2**-14: the sum's last bit is 2**-24
+  else h = (a + 0xfffu + (a >> 13 & 1u) - 0x38000000u) >> 13;
+  out->bits = uint16_t(sign | h);
+#endif
+}
+
+}  // namespace qk

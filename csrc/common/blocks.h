@@ -1,0 +1,21 @@
+// How a block-wise op is cut into jobs: P blocks of L contiguous elements, each block into chunks of a fixed size (not one
+// per thread), so that the order of every sum, and with it every bit, does not depend on the number of threads.
+#pragma once
+#include <cstdint>
+
+namespace qk {
+
+constexpr int64_t kChunk = 8192;  // elements: x, g and dx of one chunk (96 KiB) stay in a core's L2
+
+struct Blocks {
+  int64_t L;       // elements a block
+  int64_t chunks;  // chunks a block: ceil(L / kChunk)
+  int64_t jobs;    // P * chunks; job j is chunk j % chunks of block j / chunks
+};
+
+inline Blocks make_blocks(int64_t P, int64_t numel) {
+  const int64_t L = numel / P, chunks = (L + kChunk - 1) / kChunk;
+  return {L, chunks, P * chunks};
+}
+
+}  // namespace qk

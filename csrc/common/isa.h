@@ -1,0 +1,30 @@
+// Which instruction set the CPU kernels use: the best this machine has, or a lower one by QKERNELS_ISA or the op `isa`.
+#pragma once
+
+namespace qk {
+
+enum Isa { kScalar, kAvx2, kAvx512 };
+Isa isa();
+
+// The implementation for isa(), from one per instruction set.
+template <class T>
+const T& pick(const T& scalar, const T& avx2, const T& avx512) {
+  return isa() == kAvx512 ? avx512 : isa() == kAvx2 ? avx2 : scalar;
+}
+
+}  // namespace qk
+
+// Declares the tables that <op>_simd.cpp defines once per instruction set, and NAME##_kernels() that picks one.
+#ifdef __x86_64__
+#define QK_DECLARE_KERNELS(TABLE, NAME)                         \
+  namespace qk {                                                \
+  extern const TABLE NAME##_scalar, NAME##_avx2, NAME##_avx512; \
+  inline const TABLE& NAME##_kernels() { return pick(NAME##_scalar, NAME##_avx2, NAME##_avx512); } \
+  }
+#else
+#define QK_DECLARE_KERNELS(TABLE, NAME)                         \
+  namespace qk {                                                \
+  extern const TABLE NAME##_scalar;                             \
+  inline const TABLE& NAME##_kernels() { return NAME##_scalar; } \
+  }
+#endif

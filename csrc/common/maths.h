@@ -1,0 +1,30 @@
+// The vocabulary of the ops' maths, for V = float. common/simd.h says the same words for sixteen floats at once, so that
+// csrc/<op>/<op>.h is written once: a template over V that CUDA, AVX-512, AVX2 and scalar code all instantiate.
+#pragma once
+#include "bits.h"
+#include "hd.h"
+
+namespace qk {
+
+QK_HD float select(bool m, float a, float b) { return m ? a : b; }
+// A NaN stays: both comparisons are false for it. (fminf and fmaxf would drop it.)
+QK_HD float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
+QK_HD bool is_number(float v) { return v == v; }
+QK_HD float absolute(float v) { return v < 0 ? -v : v + 0.0f; }  // -0 becomes +0
+// Half to even, never -0. Exact for |v| <= 2**22: the sum has no fraction bits left.
+QK_HD float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
+// The largest power of two <= v, for v >= 0; 0 for 0 and denormals.
+QK_HD float pow2_floor(float v) { return from_bits(bits_of(v) & 0x7f800000u); }
+// x / s, correctly rounded. A type, because the vector twin prepares more than s.
+template <class V>
+struct Quotient;
+template <>
+struct Quotient<float> {
+  float s;
+  QK_HD explicit Quotient(float step) : s(step) {}
+  QK_HD float operator()(float x) const { return x / s; }
+};
+// A step or scale that is not positive gives NaN, so that a collapsed parameter is seen.
+QK_HD float positive_or_nan(float s) { return s > 0.0f ? s : from_bits(0x7fc00000u); }
+
+}  // namespace qk

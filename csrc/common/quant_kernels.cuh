@@ -1,0 +1,109 @@
+// The CUDA loops of every block-wise quantizer, torch-free: the twin of quant_simd.h. One thread block works on one job
+// (blocks.h) at a time. A parameter's gradient is one partial sum a job, then one fixed-order sum a block of x: no atomics.
+#pragma once
+#include <cstdint>
+#include "simt.cuh"
+#include "blocks.h"
+#include "maths.h"
+#include "quant_cuda_kernels.h"
+
+namespace qk {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+template <template <class> class Op, class T>
+__global__ void __launch_bounds__(kThreads) quant_forward_kernel(
+    typename Op<float>::Args args, Blocks b,
+    const T* __restrict__ x,              // [P, L]
+    Params<Op<float>::kParams> params,
+    T* __restrict__ y) {                  // [P, L]
+  for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
+    const int64_t p = job / b.chunks, start = job % b.chunks * kChunk, base = p * b.L + start;
+    const int n = int(b.L - start < kChunk ? b.L - start : kChunk);
+    const Op<float> op(args, params.p, p);
+    for (int i = threadIdx.x; i < n; i += kThreads) from_float(op.value(to_float(x[base + i])), y + base + i);
+  }
+}
+
+// The sum over the thread block, in a fixed order, valid in thread 0. `shared` has kWarps floats.
+__device__ __forceinline__ float block_sum(float v, float* shared) {
+  for (int offset = 16; offset; offset /= 2) v += shuffle_down(v, offset);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
+  __syncthreads();
+  float total = 0;
+  if (threadIdx.x == 0)
+    for (int w = 0; w < kWarps; w++) total += shared[w];
+  __syncthreads();  // shared may be written again
+  return total;
+}
+
+template <template <class> class Op, class T>
+__global__ void __launch_bounds__(kThreads) quant_backward_kernel(
+    typename Op<float>::Args args, Blocks b,
+    const T* __restrict__ g,              // [P, L]
+    const T* __restrict__ x,              // [P, L]
+    Params<Op<float>::kParams> params,
+    T* __restrict__ dx,                   // [P, L]
+    float* __restrict__ partial) {        // [jobs, kParams]
+  constexpr int kParams = Op<float>::kParams;
+  __shared__ float warp_sums[kWarps];
+  for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
+    const int64_t p = job / b.chunks, start = job % b.chunks * kChunk, base = p * b.L + start;
+    const int n = int(b.L - start < kChunk ? b.L - start : kChunk);
+    const Op<float> op(args, params.p, p);
+    float sums[kParams] = {}, terms[kParams];
+    for (int i = threadIdx.x; i < n; i += kThreads) {
+      from_float(op.grad(to_float(g[base + i]), to_float(x[base + i]), terms), dx + base + i);
+      for (int k = 0; k < kParams; k++) sums[k] += terms[k];
+    }
+    for (int k = 0; k < kParams; k++) {
+      const float total = block_sum(sums[k], warp_sums);
+      if (threadIdx.x == 0) partial[job * kParams + k] = total;
+    }
+  }
+}
+
+// grads [kParams, P] from partial [P, chunks, kParams]; one thread block a value.
+template <int kParams>
+__global__ void __launch_bounds__(kThreads) quant_reduce_kernel(
+    Blocks b, const float* __restrict__ partial, float* __restrict__ grads) {
+  __shared__ float warp_sums[kWarps];
+  const int64_t P = b.jobs / b.chunks;
+  for (int64_t v = blockIdx.x; v < P * kParams; v += gridDim.x) {
+    const int64_t p = v / kParams, k = v % kParams;
+    float sum = 0;
+    for (int64_t c = threadIdx.x; c < b.chunks; c += kThreads) sum += partial[(p * b.chunks + c) * kParams + k];
+    const float total = block_sum(sum, warp_sums);
+    if (threadIdx.x == 0) grads[k * P + p] = total;
+  }
+}
+
+inline unsigned grid(int64_t jobs) { return unsigned(jobs < 65535 * 16 ? jobs : 65535 * 16); }
+
+template <template <class> class Op, class T>
+cudaError_t quant_forward(const typename Op<float>::Args& args, const Blocks& b, const void* x,
+                          Params<Op<float>::kParams> params, void* y, cudaStream_t stream) {
+  if (b.jobs == 0) return cudaSuccess;
+  QK_LAUNCH((quant_forward_kernel<Op, T>), grid(b.jobs), kThreads, stream, args, b, static_cast<const T*>(x), params,
+            static_cast<T*>(y));
+  return cudaGetLastError();
+}
+
+template <template <class> class Op, class T>
+cudaError_t quant_backward(const typename Op<float>::Args& args, const Blocks& b, const void* g, const void* x,
+                           Params<Op<float>::kParams> params, void* dx, float* partial, float* grads, cudaStream_t stream) {
+  constexpr int kParams = Op<float>::kParams;
+  if (b.jobs == 0) return cudaSuccess;  // the caller's grads are zero
+  QK_LAUNCH((quant_backward_kernel<Op, T>), grid(b.jobs), kThreads, stream, args, b, static_cast<const T*>(g),
+            static_cast<const T*>(x), params, static_cast<T*>(dx), partial);
+  QK_LAUNCH((quant_reduce_kernel<kParams>), grid(b.jobs / b.chunks * kParams), kThreads, stream, b, partial, grads);
+  return cudaGetLastError();
+}
+
+// The table of one op (quant_cuda_kernels.h).
+#define QK_QUANT_CUDA_KERNELS(Op)                                                                 \
+  {{quant_forward<Op, float>, quant_forward<Op, half>, quant_forward<Op, bfloat>},                \
+   {quant_backward<Op, float>, quant_backward<Op, half>, quant_backward<Op, bfloat>}}
+
+}  // namespace qk

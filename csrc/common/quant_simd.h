@@ -1,0 +1,60 @@
+// The loops of every block-wise quantizer: x [P, L] with one set of parameters a block. An op brings its maths
+// (csrc/<op>/<op>.h):
+//   template <class V> struct Op { using Args; static constexpr int kParams;
+//     Op(const Args&, const float* const* params, int64_t p);   // one block's constants, broadcast
+//     V value(V x) const;                                       // forward
+//     V grad(V g, V x, V* terms) const; };                      // dx, and the kParams terms of the parameters' gradients
+#pragma once
+#include "blocks.h"
+#include "quant_kernels.h"
+#include "simd.h"
+
+namespace {
+
+template <template <class> class Op, class T>
+void quant_forward(const typename Op<F>::Args& args, const qk::Blocks& b, int64_t begin, int64_t end, const void* x,
+                   const float* const* params, void* y) {
+  for (int64_t job = begin; job < end; job++) {
+    const int64_t p = job / b.chunks, start = job % b.chunks * qk::kChunk;
+    const int64_t n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
+    const T* in = static_cast<const T*>(x) + p * b.L + start;
+    T* out = static_cast<T*>(y) + p * b.L + start;
+    const Op<F> op(args, params, p);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(out + i, op.value(load(in + i)));
+    if (i < n) store_part(out + i, op.value(load_part(in + i, n - i)), n - i);
+  }
+}
+
+template <template <class> class Op, class T>
+void quant_backward(const typename Op<F>::Args& args, const qk::Blocks& b, int64_t begin, int64_t end, const void* g,
+                    const void* x, const float* const* params, void* dx, double* partial) {
+  constexpr int kParams = Op<F>::kParams;
+  for (int64_t job = begin; job < end; job++) {
+    const int64_t p = job / b.chunks, start = job % b.chunks * qk::kChunk;
+    const int64_t n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
+    const T* gi = static_cast<const T*>(g) + p * b.L + start;
+    const T* xi = static_cast<const T*>(x) + p * b.L + start;
+    T* out = static_cast<T*>(dx) + p * b.L + start;
+    const Op<F> op(args, params, p);
+    F sums[kParams], terms[kParams];
+    for (F& s : sums) s = F(0.0f);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      store(out + i, op.grad(load(gi + i), load(xi + i), terms));
+      for (int k = 0; k < kParams; k++) sums[k] = sums[k] + terms[k];
+    }
+    if (i < n) {
+      store_part(out + i, op.grad(load_part(gi + i, n - i), load_part(xi + i, n - i), terms), n - i);
+      for (int k = 0; k < kParams; k++) sums[k] = sums[k] + terms[k];  // g is 0 in the missing lanes
+    }
+    for (int k = 0; k < kParams; k++) partial[job * kParams + k] = sum(sums[k]);
+  }
+}
+
+}  // namespace
+
+// The table of one op for this file's instruction set.
+#define QK_QUANT_KERNELS(Op)                                                                                  \
+  {{quant_forward<Op, float>, quant_forward<Op, qk::half>, quant_forward<Op, qk::bfloat>},                     \
+   {quant_backward<Op, float>, quant_backward<Op, qk::half>, quant_backward<Op, qk::bfloat>}}

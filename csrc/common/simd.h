@@ -1,0 +1,223 @@
+// Sixteen floats at once, on whatever instruction set the file is compiled for: one AVX-512 register, two AVX2 registers, or
+// sixteen scalars. Always sixteen, so that a kernel is written once and every sum has the same order, and the same bits,
+// on every machine.
+//
+// A file that includes this is compiled once per instruction set (QK_ISA = 512, 2 or 0) and holds nothing else: no torch, no
+// standard containers. Everything is in an anonymous namespace, so that no function compiled for AVX-512 can be linked into
+// code that runs on an older CPU (a test reads the symbols). The target is set by pragma rather than by -m flags for
+// the same reason.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include "bits.h"
+#include "hd.h"
+#include "maths.h"
+#if defined(__x86_64__) && QK_ISA
+#include <immintrin.h>
+#endif
+
+#ifndef QK_ISA
+#error "compile with -DQK_ISA=512 (AVX-512), 2 (AVX2) or 0 (scalar)"
+#endif
+#if QK_ISA == 512
+#define QK_NAME(op) op##_avx512
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+#elif QK_ISA == 2
+#define QK_NAME(op) op##_avx2
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#else
+#define QK_NAME(op) op##_scalar
+#endif
+
+#define QK_IN static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int kLanes = 16;
+
+#if QK_ISA == 512
+// ---------------------------------------------------------------- AVX-512: one register
+struct M { __mmask16 m; };
+struct F {
+  __m512 v;
+  F() = default;
+  QK_HD F(__m512 a) : v(a) {}
+  QK_HD F(float a) : v(_mm512_set1_ps(a)) {}
+};
+QK_IN F operator+(F a, F b) { return _mm512_add_ps(a.v, b.v); }
+QK_IN F operator-(F a, F b) { return _mm512_sub_ps(a.v, b.v); }
+QK_IN F operator*(F a, F b) { return _mm512_mul_ps(a.v, b.v); }
+QK_IN F operator/(F a, F b) { return _mm512_div_ps(a.v, b.v); }
+QK_IN M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+QK_IN M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+QK_IN M operator&(M a, M b) { return {__mmask16(a.m & b.m)}; }
+QK_IN M operator|(M a, M b) { return {__mmask16(a.m | b.m)}; }
+QK_IN M is_number(F a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q)}; }
+QK_IN F select(M m, F a, F b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
+QK_IN F clamp(F v, F lo, F hi) { return _mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v.v)); }  // max(a, NaN) is the second operand
+QK_IN F absolute(F v) { return _mm512_abs_ps(v.v); }
+QK_IN F pow2_floor(F v) { return _mm512_and_ps(v.v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000))); }
+QK_IN F fused(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }           // a b + c, one rounding
+QK_IN F fused_negated(F a, F b, F c) { return _mm512_fnmadd_ps(a.v, b.v, c.v); }  // c - a b, one rounding
+QK_IN void lanes(F a, float* out) { _mm512_storeu_ps(out, a.v); }
+QK_IN F load(const float* p) { return _mm512_loadu_ps(p); }
+QK_IN void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+QK_IN F load(const qk::half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+QK_IN void store(qk::half* p, F a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+QK_IN F load(const qk::bfloat* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+QK_IN void store(qk::bfloat* p, F a) {
+  const __m512i u = _mm512_castps_si512(a.v), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  r = _mm512_mask_mov_epi32(_mm512_set1_epi32(0x7fc0), is_number(a).m, r);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
+}
+
+#elif QK_ISA == 2
+// ---------------------------------------------------------------- AVX2: two registers
+struct M { __m256 m[2]; };
+struct F {
+  __m256 v[2];
+  F() = default;
+  QK_HD F(__m256 a, __m256 b) : v{a, b} {}
+  QK_HD F(float a) : v{_mm256_set1_ps(a), _mm256_set1_ps(a)} {}
+};
+QK_IN F operator+(F a, F b) { return {_mm256_add_ps(a.v[0], b.v[0]), _mm256_add_ps(a.v[1], b.v[1])}; }
+QK_IN F operator-(F a, F b) { return {_mm256_sub_ps(a.v[0], b.v[0]), _mm256_sub_ps(a.v[1], b.v[1])}; }
+QK_IN F operator*(F a, F b) { return {_mm256_mul_ps(a.v[0], b.v[0]), _mm256_mul_ps(a.v[1], b.v[1])}; }
+QK_IN F operator/(F a, F b) { return {_mm256_div_ps(a.v[0], b.v[0]), _mm256_div_ps(a.v[1], b.v[1])}; }
+QK_IN M operator<(F a, F b) { return {{_mm256_cmp_ps(a.v[0], b.v[0], _CMP_LT_OQ), _mm256_cmp_ps(a.v[1], b.v[1], _CMP_LT_OQ)}}; }
+QK_IN M operator<=(F a, F b) { return {{_mm256_cmp_ps(a.v[0], b.v[0], _CMP_LE_OQ), _mm256_cmp_ps(a.v[1], b.v[1], _CMP_LE_OQ)}}; }
+QK_IN M operator&(M a, M b) { return {{_mm256_and_ps(a.m[0], b.m[0]), _mm256_and_ps(a.m[1], b.m[1])}}; }
+QK_IN M operator|(M a, M b) { return {{_mm256_or_ps(a.m[0], b.m[0]), _mm256_or_ps(a.m[1], b.m[1])}}; }
+QK_IN M is_number(F a) { return {{_mm256_cmp_ps(a.v[0], a.v[0], _CMP_ORD_Q), _mm256_cmp_ps(a.v[1], a.v[1], _CMP_ORD_Q)}}; }
+QK_IN F select(M m, F a, F b) { return {_mm256_blendv_ps(b.v[0], a.v[0], m.m[0]), _mm256_blendv_ps(b.v[1], a.v[1], m.m[1])}; }
+QK_IN F clamp(F v, F lo, F hi) {  // max(a, NaN) is the second operand
+  return {_mm256_min_ps(hi.v[0], _mm256_max_ps(lo.v[0], v.v[0])), _mm256_min_ps(hi.v[1], _mm256_max_ps(lo.v[1], v.v[1]))};
+}
+QK_IN F masked(F a, int bits) {
+  const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(bits));
+  return {_mm256_and_ps(a.v[0], m), _mm256_and_ps(a.v[1], m)};
+}
+QK_IN F absolute(F v) { return masked(v, 0x7fffffff); }
+QK_IN F pow2_floor(F v) { return masked(v, 0x7f800000); }
+QK_IN F fused(F a, F b, F c) { return {_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1])}; }
+QK_IN F fused_negated(F a, F b, F c) { return {_mm256_fnmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fnmadd_ps(a.v[1], b.v[1], c.v[1])}; }
+QK_IN void store(float* p, F a) { _mm256_storeu_ps(p, a.v[0]); _mm256_storeu_ps(p + 8, a.v[1]); }
+QK_IN void lanes(F a, float* out) { store(out, a); }
+QK_IN F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+QK_IN __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+QK_IN F load(const qk::half* p) { return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))}; }
+QK_IN void store(qk::half* p, F a) {
+  for (int i = 0; i < 2; i++) _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8 * i), _mm256_cvtps_ph(a.v[i], _MM_FROUND_TO_NEAREST_INT));
+}
+QK_IN __m256 widen_bfloat(__m128i b) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(b), 16)); }
+QK_IN F load(const qk::bfloat* p) { return {widen_bfloat(load128(p)), widen_bfloat(load128(p + 8))}; }
+QK_IN void store(qk::bfloat* p, F a) {
+  const M number = is_number(a);
+  __m256i r[2];
+  for (int i = 0; i < 2; i++) {
+    const __m256i u = _mm256_castps_si256(a.v[i]), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    r[i] = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    r[i] = _mm256_blendv_epi8(_mm256_set1_epi32(0x7fc0), r[i], _mm256_castps_si256(number.m[i]));
+  }
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(r[0], r[1]), 0xd8);  // packus works per 128-bit half
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
+}
+
+#else
+// ---------------------------------------------------------------- scalar: sixteen floats, left to the compiler
+struct M { bool m[kLanes]; };
+struct F {
+  float v[kLanes];
+  F() = default;
+  QK_HD F(float a) { for (float& e : v) e = a; }
+};
+#define QK_LANES(TYPE, EXPRESSION) { TYPE r; for (int i = 0; i < kLanes; i++) r EXPRESSION; return r; }
+QK_IN F operator+(F a, F b) QK_LANES(F, .v[i] = a.v[i] + b.v[i])
+QK_IN F operator-(F a, F b) QK_LANES(F, .v[i] = a.v[i] - b.v[i])
+QK_IN F operator*(F a, F b) QK_LANES(F, .v[i] = a.v[i] * b.v[i])
+QK_IN F operator/(F a, F b) QK_LANES(F, .v[i] = a.v[i] / b.v[i])
+QK_IN M operator<(F a, F b) QK_LANES(M, .m[i] = a.v[i] < b.v[i])
+QK_IN M operator<=(F a, F b) QK_LANES(M, .m[i] = a.v[i] <= b.v[i])
+QK_IN M operator&(M a, M b) QK_LANES(M, .m[i] = a.m[i] & b.m[i])
+QK_IN M operator|(M a, M b) QK_LANES(M, .m[i] = a.m[i] | b.m[i])
+QK_IN M is_number(F a) QK_LANES(M, .m[i] = a.v[i] == a.v[i])
+QK_IN F select(M m, F a, F b) QK_LANES(F, .v[i] = m.m[i] ? a.v[i] : b.v[i])
+QK_IN F clamp(F v, F lo, F hi) QK_LANES(F, .v[i] = v.v[i] < lo.v[i] ? lo.v[i] : v.v[i] > hi.v[i] ? hi.v[i] : v.v[i])
+QK_IN F absolute(F v) QK_LANES(F, .v[i] = qk::from_bits(qk::bits_of(v.v[i]) & 0x7fffffffu))
+QK_IN F pow2_floor(F v) QK_LANES(F, .v[i] = qk::from_bits(qk::bits_of(v.v[i]) & 0x7f800000u))
+QK_IN void lanes(F a, float* out) { memcpy(out, a.v, sizeof a.v); }
+template <class T> QK_IN F load(const T* p) QK_LANES(F, .v[i] = qk::to_float(p[i]))
+template <class T> QK_IN void store(T* p, F a) { for (int i = 0; i < kLanes; i++) qk::from_float(a.v[i], p + i); }
+#endif
+
+QK_IN M operator>(F a, F b) { return b < a; }
+QK_IN M operator>=(F a, F b) { return b <= a; }
+QK_IN F round_even(F v) { return (v + F(12582912.0f)) - F(12582912.0f); }  // see maths.h
+
+// The first n < 16 elements; the rest are 0 and are not touched in memory.
+template <class T>
+QK_IN F load_part(const T* p, int64_t n) {
+  T buffer[kLanes] = {};
+  memcpy(buffer, p, n * sizeof(T));
+  return load(buffer);
+}
+template <class T>
+QK_IN void store_part(T* p, F a, int64_t n) {
+  T buffer[kLanes];
+  store(buffer, a);
+  memcpy(p, buffer, n * sizeof(T));
+}
+
+// Sum of the lanes in one fixed order: pairs 8 apart, then 4, 2, 1. In double: partial sums of 8192 terms lose nothing more.
+QK_IN double sum(F a) {
+  float l[kLanes];
+  lanes(a, l);
+  double d[8];
+  for (int i = 0; i < 8; i++) d[i] = double(l[i]) + double(l[i + 8]);
+  for (int width = 4; width; width /= 2)
+    for (int i = 0; i < width; i++) d[i] += d[i + width];
+  return d[0];
+}
+
+}  // namespace
+
+namespace qk {
+// x / s, correctly rounded where it decides anything: |x / s| in [2**-40, 2**16].
+// A divider gives one quotient of sixteen in 10 to 16 cycles (Skylake, Cascade Lake); with r = 1 / s rounded, a first
+// quotient and two corrections by exact remainders give the same bits in 5 multiply-adds (Markstein 1990: if r is correctly
+// rounded and q is within one ulp, then q + r (x - q s) is correctly rounded). The remainders are exact while s is in
+// [2**-30, 2**30]; outside, we divide. x is clamped to +-2**16 s first, so that Inf gives no Inf - Inf; NaN stays.
+template <>
+struct Quotient<F> {
+  F s;
+#if QK_ISA
+  F r, limit;
+  bool fast;
+  QK_HD explicit Quotient(float step)
+      : s(step), r(1.0f / step), limit(step * 65536.0f), fast(step >= 9.313225746154785e-10f && step <= 1073741824.0f) {}
+  QK_HD F operator()(F x) const {
+    if (!fast) return x / s;
+    x = clamp(x, F(0.0f) - limit, limit);
+    F q = x * r;
+    q = fused(fused_negated(q, s, x), r, q);
+    return fused(fused_negated(q, s, x), r, q);
+  }
+#else
+  QK_HD explicit Quotient(float step) : s(step) {}
+  QK_HD F operator()(F x) const { return x / s; }
+#endif
+};
+}  // namespace qk

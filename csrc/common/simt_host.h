@@ -1,0 +1,132 @@
+// Runs a CUDA kernel on the CPU, block by block, every thread a fiber: the index arithmetic and the barriers of a kernel are
+// tested without a GPU. Lanes run in forward, reverse or a shuffled order (simt::order), because a missing barrier shows in
+// only some of them. A barrier that some threads never reach is a deadlock, and throws.
+#pragma once
+#include <ucontext.h>
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __restrict__
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess };
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+namespace simt {
+
+struct Index { unsigned x = 0; };
+enum Wait { kRun, kBlock, kWarp };
+struct Lane {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool done = false;
+  Wait wait = kRun;
+};
+constexpr size_t kStack = 64 << 10;
+
+inline std::vector<Lane> lanes;
+inline ucontext_t home;
+inline unsigned current = 0;
+inline std::function<void()> body;
+inline unsigned char slots[1024][64];  // what a warp collective exchanges, one slot a thread
+inline Index thread, block, threads, blocks;
+enum Order { kForward, kReverse, kShuffled };
+inline Order order = kForward;
+
+inline void yield(Wait why) {
+  const unsigned me = current;
+  lanes[me].wait = why;
+  swapcontext(&lanes[me].context, &home);
+}
+inline int lane() { return int(current & 31); }
+inline void entry() {
+  body();
+  lanes[current].done = true;
+  swapcontext(&lanes[current].context, &home);
+}
+// A warp collective: every lane posts its value, then reads that of lane `source`.
+template <class T>
+T exchange(T value, int source) {
+  const unsigned warp = current & ~31u;
+  std::memcpy(slots[current], &value, sizeof value);
+  yield(kWarp);
+  std::memcpy(&value, slots[warp + source], sizeof value);
+  yield(kWarp);
+  return value;
+}
+
+inline void run_block(unsigned count) {
+  lanes.clear();
+  lanes.resize(count);
+  for (Lane& l : lanes) {
+    l.stack.reset(new char[kStack]);
+    getcontext(&l.context);
+    l.context.uc_stack.ss_sp = l.stack.get();
+    l.context.uc_stack.ss_size = kStack;
+    l.context.uc_link = nullptr;
+    makecontext(&l.context, entry, 0);
+  }
+  std::vector<unsigned> sequence(count);
+  std::iota(sequence.begin(), sequence.end(), 0u);
+  if (order == kReverse) std::reverse(sequence.begin(), sequence.end());
+  std::mt19937 random(block.x + 1);
+  for (;;) {
+    if (order == kShuffled) std::shuffle(sequence.begin(), sequence.end(), random);
+    bool progress = false, alive = false;
+    for (unsigned t : sequence) {
+      Lane& l = lanes[t];
+      if (!l.done && l.wait == kRun) {
+        current = t;
+        thread = {t};
+        swapcontext(&home, &l.context);
+        progress = true;
+      }
+      alive |= !l.done;
+    }
+    if (!alive) return;
+    for (unsigned w = 0; w < count; w += 32) {
+      const auto first = lanes.begin() + w, last = lanes.begin() + std::min(count, w + 32);
+      if (std::all_of(first, last, [](const Lane& l) { return l.wait == kWarp; })) {
+        std::for_each(first, last, [](Lane& l) { l.wait = kRun; });
+        progress = true;
+      }
+    }
+    if (std::all_of(lanes.begin(), lanes.end(), [](const Lane& l) { return l.done || l.wait == kBlock; })) {
+      for (Lane& l : lanes) l.wait = kRun;
+      progress = true;
+    }
+    if (!progress) throw std::runtime_error("deadlock: a barrier that some threads never reach");
+  }
+}
+
+template <class F>
+void launch(unsigned grid, unsigned count, F kernel) {
+  body = kernel;
+  threads = {count};
+  blocks = {grid};
+  for (unsigned b = 0; b < grid; b++) {
+    block = {b};
+    run_block(count);
+  }
+}
+
+}  // namespace simt
+
+#define threadIdx simt::thread
+#define blockIdx simt::block
+#define blockDim simt::threads
+#define gridDim simt::blocks
+inline void __syncthreads() { simt::yield(simt::kBlock); }

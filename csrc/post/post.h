@@ -1,0 +1,51 @@
+// POST, the maths: the nearest power of sqrt(2), for CPU and CUDA alike.
+//   u = w / s    l = sign(u) * nearest(min(|u|, 1))    y = l * s
+//   dw = g where |u| <= 1 (clip off: everywhere)       ds = g * (l - u where |u| <= 1, else sign(u))
+// Nearest without a table: with 2**e <= |u| < 2**(e+1), the level is 2**e times 1, 1.4140625 (bfloat16(sqrt(2))) or 2; the
+// midpoints 1.20703125 and 1.70703125 are exact in float32, so this equals the argmin over the levels.
+#pragma once
+#include "../common/maths.h"
+
+namespace qk {
+
+struct PostArgs {
+  float least;  // the smallest magnitude
+  bool zero;    // whether 0 is a level
+  bool clip;    // whether a clipped weight gets no gradient
+};
+
+// count magnitudes: the smallest is 2**(-(count - 1) / 2).
+inline PostArgs post_args(int64_t count, bool zero, bool clip) {
+  float least = (count - 1) % 2 ? 1.4140625f : 1.0f;
+  for (int64_t k = 0; k < count / 2; k++) least /= 2;
+  return {least, zero, clip};
+}
+
+template <class V>
+struct Post {
+  using Args = PostArgs;
+  static constexpr int kParams = 1;  // scale
+  Quotient<V> by_scale;
+  V s, least, zero_below, outside;  // outside: 1 where a clipped weight gets its gradient
+  QK_HD Post(const Args& a, const float* const* params, int64_t p)
+      : by_scale(positive_or_nan(params[0][p])), s(positive_or_nan(params[0][p])), least(a.least),
+        zero_below(a.zero ? a.least / 2 : 0.0f), outside(a.clip ? 0.0f : 1.0f) {}
+
+  QK_HD V level(V u) const {
+    const V a = clamp(absolute(u), V(0.0f), V(1.0f)), p = pow2_floor(a);
+    V l = p * select(a >= p * V(1.70703125f), V(2.0f), select(a >= p * V(1.20703125f), V(1.4140625f), V(1.0f)));
+    l = select(a < zero_below, V(0.0f), select(l < least, least, l));
+    return select(is_number(u), select(u < V(0.0f), V(0.0f) - l, l), u);  // 0 - 0 is +0
+  }
+
+  QK_HD V value(V w) const { return level(by_scale(w)) * s; }
+
+  QK_HD V grad(V g, V w, V* terms) const {
+    const V u = by_scale(w), l = level(u);
+    const auto inside = (u >= V(-1.0f)) & (u <= V(1.0f));  // false for NaN
+    terms[0] = g * select(inside, l - u, l);               // outside, l is the sign
+    return select(inside | (is_number(u) & (outside > V(0.0f))), g, V(0.0f));
+  }
+};
+
+}  // namespace qk

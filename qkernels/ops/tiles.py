@@ -1,0 +1,67 @@
+"""Triton pieces that block-wise quantizers share: how [P, L] is cut into tiles, and the maths they have in common."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A program works on ROWS blocks x BLOCK elements: many short blocks at once, or one piece of a long one."""
+
+    P: int
+    L: int
+    ROWS: int
+    BLOCK: int
+
+    @property
+    def columns(self) -> int:  # pieces a block
+        return triton.cdiv(self.L, self.BLOCK)
+
+    @property
+    def grid(self) -> tuple[int]:
+        return (triton.cdiv(self.P, self.ROWS) * self.columns,)
+
+
+def pick(P: int, numel: int) -> Tiles:
+    """4096 elements a program: 16 a thread of 8 warps, enough loads in flight for a GPU's memory (not yet measured)."""
+    L = numel // P
+    block = min(4096, triton.next_power_of_2(max(L, 1)))
+    return Tiles(P, L, min(4096 // block, triton.next_power_of_2(P)), block)
+
+
+def partials(tiles: Tiles, like: Tensor) -> Tensor:
+    """[P, columns]: one sum a block and piece, added in a fixed order by ``total``."""
+    return torch.zeros(tiles.P, max(tiles.columns, 1), dtype=torch.float32, device=like.device)
+
+
+@triton.jit
+def tile(P, L, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of this program: (block indices [ROWS, 1], offsets [ROWS, BLOCK], their mask, offsets of the partial sums [ROWS])."""
+    pid = tl.program_id(0).to(tl.int64)
+    rows = pid // columns * ROWS + tl.arange(0, ROWS)
+    cols = pid % columns * BLOCK + tl.arange(0, BLOCK)
+    mask = (rows < P)[:, None] & (cols < L)[None, :]
+    return rows, rows[:, None] * L + cols[None, :], mask, rows * columns + pid % columns
+
+
+@triton.jit
+def load_parameter(ptr, rows, P):
+    """[ROWS, 1] float32; NaN where it is not positive."""
+    s = tl.load(ptr + rows, mask=rows < P, other=1.0).to(tl.float32)[:, None]
+    return tl.where(s > 0, s, float("nan"))
+
+
+@triton.jit
+def clamp(v, lo, hi):
+    """A NaN stays: both comparisons are false for it."""
+    return tl.where(v < lo, lo, tl.where(v > hi, hi, v))
+
+
+@triton.jit
+def round_even(v):
+    """Half to even, never -0. Exact for |v| <= 2**22: the sum has no fraction bits left."""
+    return (v + 12582912.0) - 12582912.0

@@ -1,0 +1,267 @@
+"""What every op promises, on every backend and dtype it has."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from qkernels import backends
+from tests.cases import CASES
+from tests.compare import assert_elementwise_grad, assert_same_bits, assert_sum, leaves, value_and_grads
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def usable(case, backend, dtype) -> bool:
+    if backend == "triton" and dtype == torch.bfloat16 and DEVICE == "cpu":
+        return False  # Triton's interpreter truncates float32 -> bfloat16; a GPU rounds
+    return backends.refusal(case.name, backend, torch.empty(0, dtype=dtype, device=DEVICE)) is None
+
+
+def grid(references=False):
+    for case in CASES:
+        for backend in backends.backends_of(case.name):
+            if backend == "reference" and not references:
+                continue
+            for dtype in case.dtypes:
+                if usable(case, backend, dtype):
+                    yield pytest.param(case, backend, dtype, id=f"{case}-{backend}-{str(dtype)[6:]}")
+
+
+every = pytest.mark.parametrize("case, backend, dtype", list(grid()))
+every_and_reference = pytest.mark.parametrize("case, backend, dtype", list(grid(references=True)))
+
+
+def check(case, tensors, kwargs, backend):
+    """Value, dx and the parameters' gradients of one call against the reference and float64."""
+    what = f"{case} {backend} {list(tensors[0].shape)} P={tensors[1].numel()} {kwargs}"
+    y, grads, g = value_and_grads(case.fn, tensors, kwargs | {"backend": backend})
+    y_ref, grads_ref, _ = value_and_grads(case.reference, tensors, kwargs)
+    assert_same_bits(y, y_ref, what)
+    assert_elementwise_grad(grads[0], grads_ref[0], what)
+    x, *params = tensors
+    for i, p in enumerate(params, start=1):  # the terms of each sum: autograd through one parameter value per element
+        P = max(q.numel() for q in params)
+        wide = [x.reshape(-1), *(q.expand(P).repeat_interleave(x.numel() // P) for q in params)]
+        if not x.numel():
+            assert (grads[i] == 0).all()
+            continue
+        _, terms, _ = value_and_grads(lambda *a: case.reference(*a, **kwargs).reshape(x.shape), wide, {})
+        rows = terms[i].double().reshape(p.numel(), -1)
+        operands = g.double().abs().reshape(p.numel(), -1).sum(1) * case.operand(**kwargs)
+        assert_sum(grads[i], grads_ref[i], rows.sum(1), operands, f"{what} gradient {i}")
+
+
+@every
+def test_matches_reference(case, backend, dtype):
+    for tensors, kwargs in case.samples(DEVICE, dtype):
+        check(case, tensors, kwargs, backend)
+
+
+@pytest.mark.parametrize("name", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_instruction_sets_agree_to_the_bit(case, name, isa):
+    """Also the parameters' sums: an AVX2 and an AVX-512 machine train the same network."""
+    best = isa("")
+    order = ["scalar", "avx2", "avx512"]
+    if order.index(name) > order.index(best):
+        pytest.skip(f"this machine has no {name}")
+    for dtype in case.dtypes:
+        for tensors, kwargs in case.samples("cpu", dtype):
+            isa(best)
+            want = value_and_grads(case.fn, tensors, kwargs | {"backend": "cpu"})
+            isa(name)
+            got = value_and_grads(case.fn, tensors, kwargs | {"backend": "cpu"})
+            what = f"{case} {name} {dtype} {list(tensors[0].shape)} {kwargs}"
+            assert_same_bits(got[0], want[0], what)
+            assert_same_bits(got[1][0], want[1][0], f"{what} dx")
+            for g, w in zip(got[1][1:], want[1][1:], strict=True):
+                torch.testing.assert_close(g, w, rtol=1e-6, atol=1e-6)  # v = x / s of a term may differ in its last bit
+
+
+@every
+def test_is_local_about_nan_and_inf(case, backend, dtype):
+    """A NaN stays where it was: y NaN, dx 0, that block's parameter gradient NaN. Inf saturates and gets no gradient."""
+    for tensors, kwargs in case.samples(DEVICE, dtype):
+        x, p = tensors
+        if x.numel() != 384 or p.numel() != 12:
+            continue
+        x = x.clone().reshape(12, 32)
+        x[3, 5], x[4, 6], x[5, 7], x[6, 8] = torch.nan, torch.inf, -torch.inf, -0.0
+        y, (dx, dp), g = value_and_grads(case.fn, (x, p), kwargs | {"backend": backend})
+        finite = x.nan_to_num(1.0, posinf=3e4, neginf=-3e4)
+        y_finite, (dx_finite, dp_finite), _ = value_and_grads(case.fn, (finite, p), kwargs | {"backend": backend})
+        assert y.isnan().nonzero().tolist() == [[3, 5]] and dx[3, 5] == 0
+        assert dp.isnan().nonzero().tolist() == [[3]]
+        keep = ~y.isnan()
+        assert_same_bits(y[keep], y_finite[keep], "Inf saturates")
+        assert not (y == 0).logical_and(y.signbit()).any(), "-0 must come out as +0"
+        if kwargs.get("clip_grad", True):
+            assert dx[4, 6] == 0 and dx[5, 7] == 0
+        assert_same_bits(dx[keep], dx_finite[keep], "dx")
+        rest = ~dp.isnan()
+        assert_same_bits(dp[rest], dp_finite[rest], "parameter gradients")
+
+
+@every_and_reference
+def test_a_collapsed_parameter_gives_nan(case, backend, dtype):
+    x = torch.randn(4, 8).to(DEVICE, dtype)
+    tensors, kwargs = next(iter(case.samples(DEVICE, dtype)))
+    for bad in (0.0, -1.0, torch.nan):
+        y = case.fn(x, torch.tensor([1.0, bad, 1.0, 1.0], device=DEVICE), **kwargs, backend=backend)
+        assert y.isnan().all(1).tolist() == [False, True, False, False], f"step {bad}"
+        assert not y[[0, 2, 3]].isnan().any()
+
+
+@every
+def test_opcheck(case, backend, dtype):
+    """Schema, fake tensors and dispatch of the raw ops, forward and backward."""
+    fwd = getattr(torch.ops.qkernels, f"{case.name}_fwd").default
+    bwd = getattr(torch.ops.qkernels, f"{case.name}_bwd").default
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    picked = [s for s in case.samples(DEVICE, dtype) if "grad_scale" not in s[1]]
+    for tensors, kwargs in picked[:3] + picked[-2:]:
+        x, p = tensors[0].contiguous(), tensors[1]
+        torch.library.opcheck(fwd, (x, p, *case.fwd_args(**kwargs), backend), test_utils=tests)
+        torch.library.opcheck(bwd, (x, x, p, *case.bwd_args(**kwargs), backend), test_utils=tests)
+
+
+@every
+def test_compiles_whole(case, backend, dtype):
+    torch._dynamo.reset()
+    compiled = torch.compile(case.fn, fullgraph=True, dynamic=True, backend="aot_eager")
+    picked = [s for s in case.samples(DEVICE, dtype) if s[0][0].dim() == 2 and s[0][0].is_contiguous()][:2]
+    picked += [s for s in case.samples(DEVICE, dtype) if s[0][0].dim() == 4][:1]
+    assert len(picked) == 3
+    for tensors, kwargs in picked:
+        kwargs = kwargs | {"backend": backend}
+        eager, compiled_result = value_and_grads(case.fn, tensors, kwargs), value_and_grads(compiled, tensors, kwargs)
+        torch.testing.assert_close(compiled_result, eager, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_compiles_with_inductor(case):
+    torch._dynamo.reset()
+    kwargs = dict(bits=4)
+    x, p = torch.randn(16, 33, device=DEVICE), torch.rand(16, device=DEVICE) + 0.5
+
+    def layer(x, p):
+        return torch.nn.functional.silu(case.fn(x * 2, p, **kwargs))
+
+    compiled = torch.compile(layer, fullgraph=True)
+    torch.testing.assert_close(value_and_grads(compiled, (x, p), {}), value_and_grads(layer, (x, p), {}))
+
+
+@every
+def test_torch_func_grad(case, backend, dtype):
+    tensors, kwargs = next(s for s in case.samples(DEVICE, dtype) if s[0][0].numel() == 1024)
+
+    def loss(*tensors):
+        return (case.fn(*tensors, **kwargs, backend=backend).float() ** 2).sum()
+
+    got = torch.func.grad(loss, argnums=(0, 1))(*tensors)
+    own = leaves(tensors)
+    want = torch.autograd.grad(loss(*own), own)
+    for g, w in zip(got, want, strict=True):
+        assert_same_bits(g, w, f"{case}")
+
+
+@every
+def test_autocast_changes_nothing(case, backend, dtype):
+    tensors, kwargs = next(s for s in case.samples(DEVICE, dtype) if s[0][0].numel() == 1024)
+    want = value_and_grads(case.fn, tensors, kwargs | {"backend": backend})
+    with torch.autocast(DEVICE, torch.bfloat16):
+        got = value_and_grads(case.fn, tensors, kwargs | {"backend": backend})
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+@every_and_reference
+def test_keeps_the_layout_of_channels_last(case, backend, dtype):
+    kwargs = dict(bits=4)
+    x = torch.randn(6, 5, 4, 3).to(DEVICE, dtype).to(memory_format=torch.channels_last)
+    for P in (1, 6):
+        y = case.fn(x, torch.ones(P, device=DEVICE), **kwargs, backend=backend)
+        assert y.is_contiguous(memory_format=torch.channels_last) and y.shape == x.shape
+
+
+@every
+def test_saves_x_and_the_parameter_only(case, backend, dtype):
+    """0 bytes per element beyond x, also where x is a slice or channels_last: what is saved shares x's storage."""
+    for tensors, kwargs in case.samples(DEVICE, dtype):
+        own, saved = leaves(tensors), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            case.fn(*own, **kwargs, backend=backend)
+        x_storage = own[0].untyped_storage().data_ptr()
+        extra = [t for t in saved if t.numel() > own[1].numel() and t.untyped_storage().data_ptr() != x_storage]
+        assert not extra, f"{case} {list(own[0].shape)} saves {[list(t.shape) for t in extra]}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_do_not_depend_on_the_thread_count(case):
+    g = torch.Generator().manual_seed(0)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            for shape, P in [((300_001,), 1), ((37, 9001), 37)]:
+                g.manual_seed(0)
+                x = torch.randn(shape, generator=g)
+                p = torch.rand(P, generator=g) * 0.1 + 0.2
+                results.append((threads, shape, value_and_grads(case.fn, (x, p), dict(bits=4, backend="cpu"))))
+    finally:
+        torch.set_num_threads(before)
+    for threads, shape, (y, (dx, dp), _) in results:
+        _, _, (y1, (dx1, dp1), _) = next(r for r in results if r[1] == shape)
+        what = f"{case} with {threads} threads"
+        assert_same_bits(y, y1, what)
+        assert_same_bits(dx, dx1, what)
+        assert_same_bits(dp, dp1, what)
+
+
+@every_and_reference
+def test_hardened_codes_are_what_the_forward_used(case, backend, dtype):
+    """levels[codes] * scale equals the forward to the bit: what is packed is what was trained."""
+    if case.harden is None:
+        pytest.skip(f"{case} has no hard grid")
+    tried = 0
+    for tensors, kwargs in case.samples(DEVICE, dtype):
+        if not tensors[0].numel():
+            continue
+        y = case.fn(*tensors, **kwargs, backend=backend)
+        hardened = case.harden(*tensors, **kwargs)
+        assert hardened.codes.dtype == torch.uint8 and int(hardened.codes.max()) < hardened.levels.numel() <= 256
+        assert_same_bits(hardened.value().to(dtype), y, f"{case} {kwargs}")
+        tried += 1
+    assert tried > 30
+
+
+def errors():
+    for case in CASES:
+        for i, (tensors, kwargs, exception, message) in enumerate(case.errors()):
+            yield pytest.param(case, tensors, kwargs, exception, message, id=f"{case}-{i}")
+
+
+@pytest.mark.parametrize("case, tensors, kwargs, exception, message", list(errors()))
+def test_refuses_with_reason(case, tensors, kwargs, exception, message):
+    with pytest.raises(exception, match=message):
+        case.fn(*tensors, **kwargs)
+
+
+def test_explicit_backend_is_set_by_the_environment(monkeypatch):
+    x, p = torch.randn(8), torch.ones(1)
+    monkeypatch.setenv("QKERNELS_BACKEND", "abacus")
+    with pytest.raises(NotImplementedError, match="abacus: no such backend"):
+        CASES[0].fn(x, p, bits=4)
+    monkeypatch.setenv("QKERNELS_BACKEND", "reference")
+    assert backends.resolve("lsq", x, None) == "reference"
+    assert backends.resolve("lsq", x, "cpu") == "cpu", "an argument wins over the environment"
+
+
+def test_instruction_set_is_set_by_the_environment():
+    source = "import torch, qkernels; print(torch.ops.qkernels_cpu.isa(''))"
+    run = [sys.executable, "-c", source]
+    assert subprocess.run(run, env={"QKERNELS_ISA": "scalar"}, capture_output=True, text=True).stdout.strip() == "scalar"
+    bad = subprocess.run(run, env={"QKERNELS_ISA": "mmx"}, capture_output=True, text=True)
+    assert bad.returncode and "must be one of scalar" in bad.stderr and "got mmx" in bad.stderr
