@@ -57,7 +57,7 @@ def post_fwd(w: Tensor, scale: Tensor, count: int, zero: bool) -> Tensor:
     y, t = torch.empty_like(w), pick(scale.numel(), w.numel())
     if w.numel():
         args = (w, scale, y, t.P, t.L, t.columns, _least(count), zero, t.ROWS, t.BLOCK)
-        post_fwd_kernel[t.grid](*args, enable_fp_fusion=False)
+        post_fwd_kernel[t.grid](*args, num_warps=t.num_warps, enable_fp_fusion=False)
     return y
 
 
@@ -66,5 +66,5 @@ def post_bwd(g: Tensor, w: Tensor, scale: Tensor, count: int, zero: bool, clip: 
     ds = partials(t, w)
     if w.numel():
         args = (g, w, scale, dw, ds, t.P, t.L, t.columns, _least(count), zero, clip, t.ROWS, t.BLOCK)
-        post_bwd_kernel[t.grid](*args, enable_fp_fusion=False)
+        post_bwd_kernel[t.grid](*args, num_warps=t.num_warps, enable_fp_fusion=False)
     return dw, ds.sum(1)

@@ -1,0 +1,48 @@
+# demo . test . bench . gpu . lint: each makes its own .venv, builds what it needs, and shows what it does.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/cmake-$(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)' 2>/dev/null)
+native := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+.PHONY: demo test bench gpu lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.built
+	$(BIN)/qkernels demo --out out
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest -q --durations=10
+
+bench: $(VENV)/.built
+	$(BIN)/python -m bench quant --device cpu --quick --json out/bench.json
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Everything that needs a GPU, on a machine that has torch with CUDA, Triton and nvcc: build, tests, benches. OUT: results.
+OUT ?= out/gpu
+gpu:
+	$(PYTHON) -m bench gpu --out $(OUT)
+
+$(VENV)/.ready: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qkernels needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	@for cxx in "$$CXX" c++ g++ clang++; do command -v "$$cxx" >/dev/null 2>&1 && exit 0; done; echo "no C++ compiler (c++, g++ or clang++) was found: install one, e.g. apt-get install g++"; exit 1
+	@echo "[1/3] $(VENV): a virtual environment"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/3] $(VENV): installing pinned packages (torch is the large one)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -c constraints.txt torch \
+	  safetensors setuptools cmake ninja pybind11 pytest pytest-benchmark hypothesis ruff numpy typer rich matplotlib jinja2 scikit-learn \
+	  $$($(PYTHON) -c 'import sys; print("triton" if sys.platform == "linux" else "")') \
+	  || { echo "pip could not install the packages of constraints.txt: is a package index reachable from here?"; exit 1; }
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.ready $(native)
+	@echo "[3/3] building the kernels (half a minute)"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e . \
+	  || { echo "the build failed; see the messages above"; exit 1; }
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build out qkernels/*.so

@@ -1,0 +1,92 @@
+"""Every Triton kernel compiled ahead of time for sm_80 and sm_90, without a GPU: it compiles, it spills nothing, and its
+PTX divides with correct rounding, fuses no multiply-add and has no min or max that would swallow a NaN."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# kernel -> its compile-time arguments, one dict a variant
+VARIANTS = {
+    "lsq.lsq_fwd_kernel": [{}],
+    "lsq.lsq_bwd_kernel": [{}],
+    "post.post_fwd_kernel": [{"ZERO": True}, {"ZERO": False}],
+    "post.post_bwd_kernel": [{"ZERO": True, "CLIP": True}, {"ZERO": False, "CLIP": False}],
+}
+TILES = [{"ROWS": 1, "BLOCK": 2048}, {"ROWS": 64, "BLOCK": 32}]
+FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr")  # parameters and sums are float32 whatever x is
+
+# Runs in a process of its own: an ahead-of-time compile fails where TRITON_INTERPRET=1.
+COMPILE = """
+import importlib, json, pathlib, subprocess, sys, tempfile, warnings
+warnings.simplefilter("ignore")
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+cuobjdump = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+variants, tiles, float32 = json.loads(sys.argv[1])
+for name, constants in variants.items():
+    module, kernel = name.split(".")
+    fn = getattr(importlib.import_module(f"qkernels.ops.{module}.triton"), kernel)
+    for extra in constants:
+        for tile in tiles:
+            for dtype in ("fp32", "bf16", "fp16") if tile["ROWS"] == 1 else ("fp32",):
+                for capability in (80, 90):
+                    constexprs = extra | tile
+                    signature = {
+                        p: "constexpr" if p in constexprs else "*" + ("fp32" if p in float32 else dtype) if p.endswith("_ptr")
+                        else "i32" if p in ("P", "L", "columns") else "fp32"
+                        for p in fn.arg_names
+                    }
+                    options = dict(enable_fp_fusion=False, num_warps=8)
+                    compiled = triton.compile(
+                        ASTSource(fn, signature, constexprs), target=GPUTarget("cuda", capability, 32), options=options
+                    )
+                    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+                        f.write(compiled.asm["cubin"])
+                        f.flush()
+                        usage = subprocess.run([cuobjdump, "-res-usage", f.name], capture_output=True, text=True).stdout
+                    print(json.dumps([name, constexprs, dtype, capability, compiled.asm["ptx"], usage]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    arguments = json.dumps([VARIANTS, TILES, FLOAT32])
+    run = subprocess.run([sys.executable, "-c", COMPILE, arguments], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(rows) == sum(map(len, VARIANTS.values())) * (3 + 1) * 2
+    return rows
+
+
+def test_every_kernel_is_listed():
+    found = set()
+    for path in Path(__file__).parent.parent.glob("qkernels/ops/*/triton.py"):
+        found |= {f"{path.parent.name}.{k}" for k in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)}
+    assert found == set(VARIANTS)
+
+
+def test_nothing_spills(compiled):
+    for name, constexprs, dtype, capability, _, usage in compiled:
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+        assert found, f"no resource usage in {usage!r}"
+        registers, stack, _, local = map(int, found.groups())
+        assert (stack, local) == (0, 0) and registers <= 96, f"{name} {constexprs} {dtype} sm_{capability}: {usage}"
+
+
+def test_ptx_keeps_nan_and_rounding(compiled):
+    for name, constexprs, dtype, capability, ptx, _ in compiled:
+        what = f"{name} {constexprs} {dtype} sm_{capability}"
+        assert "div.rn.f32" in ptx, f"{what}: a code depends on a correctly rounded quotient"
+        fused = re.findall(r"^\s*(?:fma|mad)\.[\w.]*f32.*$", ptx, re.M)
+        assert not fused, f"{what}: {fused[:3]}"
+        swallowing = [m for m in re.findall(r"\b(?:min|max)\.[\w.]*f(?:32|16)\b", ptx) if "NaN" not in m]
+        assert not swallowing, f"{what}: {swallowing[:3]}"
+        assert "ftz" not in ptx, f"{what}: denormals would be flushed"
