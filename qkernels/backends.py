@@ -42,6 +42,7 @@ if not HAS_TRITON:
     MISSING["triton"] = "the package triton is not installed"
 
 _OPS: dict[str, dict[str, Callable]] = {}
+_HAVE: dict[str, tuple[str, ...]] = {}  # what backends_of found, until an op or a kernel is added
 _library = torch.library.Library("qkernels", "FRAGMENT")
 
 
@@ -56,6 +57,7 @@ def define(schema: str, fake: Callable, package: str) -> Callable:
     if op in _OPS:
         return getattr(torch.ops.qkernels, op).default
     kernels = _OPS[op] = {}
+    _HAVE.clear()
     for backend in ("cpu", "cuda"):
         namespace = getattr(torch.ops, f"qkernels_{backend}")
         if HAS_COMPILED and hasattr(namespace, op):
@@ -87,15 +89,18 @@ def kernel(op: str, backend: str) -> Callable:
 
     def add(fn: Callable) -> Callable:
         _OPS[op][backend] = fn
+        _HAVE.clear()
         return fn
 
     return add
 
 
-def backends_of(name: str) -> list[str]:
+def backends_of(name: str) -> tuple[str, ...]:
     """The backends that have every op of the public function ``name`` (forward and backward), then "reference"."""
-    ops = [kernels for op, kernels in _OPS.items() if op in (name, f"{name}_fwd", f"{name}_bwd")]
-    return [b for b in NAMES[:-1] if ops and all(b in kernels for kernels in ops)] + ["reference"]
+    if name not in _HAVE:
+        ops = [kernels for op, kernels in _OPS.items() if op in (name, f"{name}_fwd", f"{name}_bwd")]
+        _HAVE[name] = (*(b for b in NAMES[:-1] if ops and all(b in kernels for kernels in ops)), "reference")
+    return _HAVE[name]
 
 
 def names() -> list[str]:

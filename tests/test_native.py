@@ -1,7 +1,6 @@
-"""Native code without Python: the exact quotient, the CUDA kernels on the host, what symbols may leave a SIMD file, and
+"""Native code without Python: the CUDA kernels on the host, what symbols may leave a SIMD file, and
 that every CUDA file compiles for sm_80 and sm_90a."""
 
-import platform
 import re
 import shutil
 import subprocess
@@ -22,14 +21,6 @@ def run(source: str, tmp_path: Path, *flags: str) -> str:
     done = subprocess.run([str(binary)], capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
-
-
-@pytest.mark.parametrize("isa", ["512", "2"])
-def test_vector_quotient_has_the_bits_of_a_division(isa, tmp_path):
-    needed = {"512": "avx512dq", "2": "fma"}[isa]
-    if platform.machine() != "x86_64" or needed not in Path("/proc/cpuinfo").read_text():
-        pytest.skip(f"this machine has no {needed}")
-    assert run("test_quotient.cpp", tmp_path, "-O2", f"-DQK_ISA={isa}") == "0 failures\n"
 
 
 def test_cuda_kernels_are_right_on_the_host(tmp_path):

@@ -7,23 +7,18 @@
 namespace qk {
 
 QK_HD float select(bool m, float a, float b) { return m ? a : b; }
-// A NaN stays: both comparisons are false for it. (fminf and fmaxf would drop it.)
-QK_HD float clamp(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
+// A NaN v stays: the comparison is false for it. (fminf and fmaxf would drop it.)
+QK_HD float at_most(float v, float hi) { return v > hi ? hi : v; }
+QK_HD float at_least(float v, float lo) { return v < lo ? lo : v; }
+QK_HD float clamp(float v, float lo, float hi) { return at_most(at_least(v, lo), hi); }
 QK_HD bool is_number(float v) { return v == v; }
 QK_HD float absolute(float v) { return v < 0 ? -v : v + 0.0f; }  // -0 becomes +0
 // Half to even, never -0. Exact for |v| <= 2**22: the sum has no fraction bits left.
 QK_HD float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
 // The largest power of two <= v, for v >= 0; 0 for 0 and denormals.
 QK_HD float pow2_floor(float v) { return from_bits(bits_of(v) & 0x7f800000u); }
-// x / s, correctly rounded. A type, because the vector twin prepares more than s.
-template <class V>
-struct Quotient;
-template <>
-struct Quotient<float> {
-  float s;
-  QK_HD explicit Quotient(float step) : s(step) {}
-  QK_HD float operator()(float x) const { return x / s; }
-};
+// v / pow2_floor(v) in [1, 2), for normal v > 0.
+QK_HD float mantissa(float v) { return from_bits((bits_of(v) & 0x7fffffu) | 0x3f800000u); }
 // A step or scale that is not positive gives NaN, so that a collapsed parameter is seen.
 QK_HD float positive_or_nan(float s) { return s > 0.0f ? s : from_bits(0x7fc00000u); }
 

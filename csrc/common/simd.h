@@ -62,11 +62,15 @@ QK_IN M operator&(M a, M b) { return {__mmask16(a.m & b.m)}; }
 QK_IN M operator|(M a, M b) { return {__mmask16(a.m | b.m)}; }
 QK_IN M is_number(F a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q)}; }
 QK_IN F select(M m, F a, F b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
-QK_IN F clamp(F v, F lo, F hi) { return _mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v.v)); }  // max(a, NaN) is the second operand
+// The x86 min and max return their second operand if one is NaN: v goes there.
+QK_IN F at_most(F v, F hi) { return _mm512_min_ps(hi.v, v.v); }
+QK_IN F at_least(F v, F lo) { return _mm512_max_ps(lo.v, v.v); }
 QK_IN F absolute(F v) { return _mm512_abs_ps(v.v); }
 QK_IN F pow2_floor(F v) { return _mm512_and_ps(v.v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000))); }
-QK_IN F fused(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }           // a b + c, one rounding
-QK_IN F fused_negated(F a, F b, F c) { return _mm512_fnmadd_ps(a.v, b.v, c.v); }  // c - a b, one rounding
+QK_IN F mantissa(F v) {  // (v & 0x7fffff) | 1.0
+  const __m512i bits = _mm512_castps_si512(v.v), low = _mm512_set1_epi32(0x7fffff), one = _mm512_set1_epi32(0x3f800000);
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bits, low, one, 0xea));
+}
 QK_IN void lanes(F a, float* out) { _mm512_storeu_ps(out, a.v); }
 QK_IN F load(const float* p) { return _mm512_loadu_ps(p); }
 QK_IN void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
@@ -103,17 +107,20 @@ QK_IN M operator&(M a, M b) { return {{_mm256_and_ps(a.m[0], b.m[0]), _mm256_and
 QK_IN M operator|(M a, M b) { return {{_mm256_or_ps(a.m[0], b.m[0]), _mm256_or_ps(a.m[1], b.m[1])}}; }
 QK_IN M is_number(F a) { return {{_mm256_cmp_ps(a.v[0], a.v[0], _CMP_ORD_Q), _mm256_cmp_ps(a.v[1], a.v[1], _CMP_ORD_Q)}}; }
 QK_IN F select(M m, F a, F b) { return {_mm256_blendv_ps(b.v[0], a.v[0], m.m[0]), _mm256_blendv_ps(b.v[1], a.v[1], m.m[1])}; }
-QK_IN F clamp(F v, F lo, F hi) {  // max(a, NaN) is the second operand
-  return {_mm256_min_ps(hi.v[0], _mm256_max_ps(lo.v[0], v.v[0])), _mm256_min_ps(hi.v[1], _mm256_max_ps(lo.v[1], v.v[1]))};
-}
+// The x86 min and max return their second operand if one is NaN: v goes there.
+QK_IN F at_most(F v, F hi) { return {_mm256_min_ps(hi.v[0], v.v[0]), _mm256_min_ps(hi.v[1], v.v[1])}; }
+QK_IN F at_least(F v, F lo) { return {_mm256_max_ps(lo.v[0], v.v[0]), _mm256_max_ps(lo.v[1], v.v[1])}; }
 QK_IN F masked(F a, int bits) {
   const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(bits));
   return {_mm256_and_ps(a.v[0], m), _mm256_and_ps(a.v[1], m)};
 }
 QK_IN F absolute(F v) { return masked(v, 0x7fffffff); }
 QK_IN F pow2_floor(F v) { return masked(v, 0x7f800000); }
-QK_IN F fused(F a, F b, F c) { return {_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1])}; }
-QK_IN F fused_negated(F a, F b, F c) { return {_mm256_fnmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fnmadd_ps(a.v[1], b.v[1], c.v[1])}; }
+QK_IN F mantissa(F v) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  const F low = masked(v, 0x7fffff);
+  return {_mm256_or_ps(low.v[0], one), _mm256_or_ps(low.v[1], one)};
+}
 QK_IN void store(float* p, F a) { _mm256_storeu_ps(p, a.v[0]); _mm256_storeu_ps(p + 8, a.v[1]); }
 QK_IN void lanes(F a, float* out) { store(out, a); }
 QK_IN F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -155,9 +162,11 @@ QK_IN M operator&(M a, M b) QK_LANES(M, .m[i] = a.m[i] & b.m[i])
 QK_IN M operator|(M a, M b) QK_LANES(M, .m[i] = a.m[i] | b.m[i])
 QK_IN M is_number(F a) QK_LANES(M, .m[i] = a.v[i] == a.v[i])
 QK_IN F select(M m, F a, F b) QK_LANES(F, .v[i] = m.m[i] ? a.v[i] : b.v[i])
-QK_IN F clamp(F v, F lo, F hi) QK_LANES(F, .v[i] = v.v[i] < lo.v[i] ? lo.v[i] : v.v[i] > hi.v[i] ? hi.v[i] : v.v[i])
+QK_IN F at_most(F v, F hi) QK_LANES(F, .v[i] = v.v[i] > hi.v[i] ? hi.v[i] : v.v[i])
+QK_IN F at_least(F v, F lo) QK_LANES(F, .v[i] = v.v[i] < lo.v[i] ? lo.v[i] : v.v[i])
 QK_IN F absolute(F v) QK_LANES(F, .v[i] = qk::from_bits(qk::bits_of(v.v[i]) & 0x7fffffffu))
 QK_IN F pow2_floor(F v) QK_LANES(F, .v[i] = qk::from_bits(qk::bits_of(v.v[i]) & 0x7f800000u))
+QK_IN F mantissa(F v) QK_LANES(F, .v[i] = qk::from_bits((qk::bits_of(v.v[i]) & 0x7fffffu) | 0x3f800000u))
 QK_IN void lanes(F a, float* out) { memcpy(out, a.v, sizeof a.v); }
 template <class T> QK_IN F load(const T* p) QK_LANES(F, .v[i] = qk::to_float(p[i]))
 template <class T> QK_IN void store(T* p, F a) { for (int i = 0; i < kLanes; i++) qk::from_float(a.v[i], p + i); }
@@ -165,6 +174,7 @@ template <class T> QK_IN void store(T* p, F a) { for (int i = 0; i < kLanes; i++
 
 QK_IN M operator>(F a, F b) { return b < a; }
 QK_IN M operator>=(F a, F b) { return b <= a; }
+QK_IN F clamp(F v, F lo, F hi) { return at_most(at_least(v, lo), hi); }
 QK_IN F round_even(F v) { return (v + F(12582912.0f)) - F(12582912.0f); }  // see maths.h
 
 // The first n < 16 elements; the rest are 0 and are not touched in memory.
@@ -193,31 +203,3 @@ QK_IN double sum(F a) {
 }
 
 }  // namespace
-
-namespace qk {
-// x / s, correctly rounded where it decides anything: |x / s| in [2**-40, 2**16].
-// A divider gives one quotient of sixteen in 10 to 16 cycles (Skylake, Cascade Lake); with r = 1 / s rounded, a first
-// quotient and two corrections by exact remainders give the same bits in 5 multiply-adds (Markstein 1990: if r is correctly
-// rounded and q is within one ulp, then q + r (x - q s) is correctly rounded). The remainders are exact while s is in
-// [2**-30, 2**30]; outside, we divide. x is clamped to +-2**16 s first, so that Inf gives no Inf - Inf; NaN stays.
-template <>
-struct Quotient<F> {
-  F s;
-#if QK_ISA
-  F r, limit;
-  bool fast;
-  QK_HD explicit Quotient(float step)
-      : s(step), r(1.0f / step), limit(step * 65536.0f), fast(step >= 9.313225746154785e-10f && step <= 1073741824.0f) {}
-  QK_HD F operator()(F x) const {
-    if (!fast) return x / s;
-    x = clamp(x, F(0.0f) - limit, limit);
-    F q = x * r;
-    q = fused(fused_negated(q, s, x), r, q);
-    return fused(fused_negated(q, s, x), r, q);
-  }
-#else
-  QK_HD explicit Quotient(float step) : s(step) {}
-  QK_HD F operator()(F x) const { return x / s; }
-#endif
-};
-}  // namespace qk

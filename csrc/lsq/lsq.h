@@ -12,15 +12,14 @@ template <class V>
 struct Lsq {
   using Args = LsqArgs;
   static constexpr int kParams = 1;  // step
-  Quotient<V> by_step;
   V s, lo, hi;
   QK_HD Lsq(const Args& a, const float* const* params, int64_t p)
-      : by_step(positive_or_nan(params[0][p])), s(positive_or_nan(params[0][p])), lo(a.lo), hi(a.hi) {}
+      : s(positive_or_nan(params[0][p])), lo(a.lo), hi(a.hi) {}
 
-  QK_HD V value(V x) const { return round_even(clamp(by_step(x), lo, hi)) * s; }
+  QK_HD V value(V x) const { return round_even(clamp(x / s, lo, hi)) * s; }
 
   QK_HD V grad(V g, V x, V* terms) const {
-    const V v = by_step(x), c = clamp(v, lo, hi), q = round_even(c);
+    const V v = x / s, c = clamp(v, lo, hi), q = round_even(c);
     const auto inside = (v >= lo) & (v <= hi);  // false for NaN: its dx is 0, its term NaN
     terms[0] = g * select(inside, q - v, c);
     return select(inside, g, V(0.0f));

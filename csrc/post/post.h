@@ -25,23 +25,22 @@ template <class V>
 struct Post {
   using Args = PostArgs;
   static constexpr int kParams = 1;  // scale
-  Quotient<V> by_scale;
   V s, least, zero_below, outside;  // outside: 1 where a clipped weight gets its gradient
   QK_HD Post(const Args& a, const float* const* params, int64_t p)
-      : by_scale(positive_or_nan(params[0][p])), s(positive_or_nan(params[0][p])), least(a.least),
+      : s(positive_or_nan(params[0][p])), least(a.least),
         zero_below(a.zero ? a.least / 2 : 0.0f), outside(a.clip ? 0.0f : 1.0f) {}
 
   QK_HD V level(V u) const {
-    const V a = clamp(absolute(u), V(0.0f), V(1.0f)), p = pow2_floor(a);
-    V l = p * select(a >= p * V(1.70703125f), V(2.0f), select(a >= p * V(1.20703125f), V(1.4140625f), V(1.0f)));
-    l = select(a < zero_below, V(0.0f), select(l < least, least, l));
-    return select(is_number(u), select(u < V(0.0f), V(0.0f) - l, l), u);  // 0 - 0 is +0
+    const V a = at_most(absolute(u), V(1.0f)), m = mantissa(a);
+    const V l = at_least(pow2_floor(a) * select(m >= V(1.70703125f), V(2.0f), select(m >= V(1.20703125f), V(1.4140625f), V(1.0f))), least);
+    const V magnitude = select(a >= zero_below, l, V(0.0f));
+    return select(is_number(u), select(u < V(0.0f), V(0.0f) - magnitude, magnitude), u);  // 0 - 0 is +0
   }
 
-  QK_HD V value(V w) const { return level(by_scale(w)) * s; }
+  QK_HD V value(V w) const { return level(w / s) * s; }
 
   QK_HD V grad(V g, V w, V* terms) const {
-    const V u = by_scale(w), l = level(u);
+    const V u = w / s, l = level(u);
     const auto inside = (u >= V(-1.0f)) & (u <= V(1.0f));  // false for NaN
     terms[0] = g * select(inside, l - u, l);               // outside, l is the sign
     return select(inside | (is_number(u) & (outside > V(0.0f))), g, V(0.0f));

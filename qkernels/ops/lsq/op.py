@@ -5,6 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
+from qkernels.ops.function import function
 
 from . import reference
 
@@ -20,6 +21,7 @@ _bwd = backends.define(
 )
 
 
+@function
 class _LSQ(torch.autograd.Function):
     @staticmethod
     def forward(x, step, qmin, qmax, grad_scale, backend):

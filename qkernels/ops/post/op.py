@@ -5,6 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
+from qkernels.ops.function import function
 
 from . import reference
 
@@ -22,6 +23,7 @@ _bwd = backends.define(
 )
 
 
+@function
 class _POST(torch.autograd.Function):
     @staticmethod
     def forward(w, scale, count, zero, clip, grad_scale, backend):
