@@ -1,0 +1,83 @@
+// x times a packed weight, and the packed weight as floats. The Python side has checked shapes and devices.
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+#include <vector>
+#include "../common/export.h"
+#include "lut_linear_kernels.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct Weight {
+  std::array<float, 256> levels{};
+  Tensor scale;  // float32
+  qk::Packed packed;
+  Weight(const Tensor& codes, const Tensor& table, const Tensor& scales, int64_t bits, int64_t group, int64_t n, int64_t k)
+      : scale(torch::stable::contiguous(torch::stable::to(scales, ScalarType::Float))) {
+    STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(), "codes must be uint8 and contiguous");
+    STD_TORCH_CHECK(table.scalar_type() == ScalarType::Float && table.is_contiguous() && table.numel() <= 256,
+                    "levels must be float32, contiguous, at most 256");
+    STD_TORCH_CHECK(group > 0 && k % group == 0, "group_size must divide k");
+    int64_t bytes = 0;
+    for (int64_t p : bits == 3 ? std::vector<int64_t>{2, 1} : std::vector<int64_t>{bits})
+      bytes += (n + 15) / 16 * ((k + 256 / p - 1) / (256 / p)) * 512;
+    STD_TORCH_CHECK(codes.numel() == bytes && scale.numel() == (n + 15) / 16 * 16 * (k / group),
+                    "codes and scale must fit bits, n and k");
+    std::copy_n(static_cast<const float*>(table.data_ptr()), table.numel(), levels.begin());
+    packed = {static_cast<const uint8_t*>(codes.data_ptr()), levels.data(), static_cast<const float*>(scale.data_ptr()),
+              int(bits), n, k, group, k / group};
+  }
+};
+
+int64_t stripes(int64_t n) { return (n + qk::kStripe - 1) / qk::kStripe; }
+
+Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
+  const Weight w(codes, levels, scale, bits, group_size, n, k);
+  Tensor out = torch::stable::new_empty(levels, {n, k});
+  float* to = static_cast<float*>(out.data_ptr());
+  const auto kernel = qk::lut_kernels().dequantize;
+  torch::stable::parallel_for(0, stripes(n), std::max<int64_t>(1, 4096 / k), [&](int64_t begin, int64_t end) {
+    kernel(w.packed, begin, end, to);
+  });
+  return out;
+}
+
+Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
+                  int64_t group_size, int64_t n, int64_t k) {
+  const Weight w(codes, levels, scale, bits, group_size, n, k);
+  const int64_t M = x.size(0), ld = (k + 15) / 16 * 16;
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k]");
+  const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
+  const float* rows = static_cast<const float*>(wide.data_ptr());
+  std::vector<float> padded;
+  if (ld != k) {
+    padded.assign(M * ld, 0.0f);
+    for (int64_t m = 0; m < M; m++) std::copy_n(rows + m * k, k, padded.data() + m * ld);
+    rows = padded.data();
+  }
+  std::optional<Tensor> wide_bias;
+  if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
+  Tensor y = torch::stable::new_empty(wide, {M, n});
+  float* to = static_cast<float*>(y.data_ptr());
+  const auto kernel = qk::lut_kernels().linear;
+  if (M > 0)
+    torch::stable::parallel_for(0, stripes(n), std::max<int64_t>(1, 4096 / (k * M)), [&](int64_t begin, int64_t end) {
+      std::vector<float> sums(M * qk::kStripe * 16);
+      kernel(w.packed, begin, end, rows, M, ld, b, to, sums.data());
+    });
+  return torch::stable::to(y, x.scalar_type());
+}
+
+QK_EXPORT(cpu, lut_dequantize, "(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, int n, int k) -> Tensor")
+QK_EXPORT(cpu, lut_linear,
+          "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")
+
+}  // namespace

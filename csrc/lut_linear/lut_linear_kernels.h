@@ -1,0 +1,4 @@
+#pragma once
+#include "../common/isa.h"
+#include "lut_linear.h"
+QK_DECLARE_KERNELS(LutKernels, lut)
