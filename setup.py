@@ -42,14 +42,18 @@ def cuda_version() -> str:
     said = subprocess.run([f"{CUDA_HOME}/bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     nvcc = said.split("release ")[1].split(",")[0]
     if nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:
-        raise SystemExit(f"qkernels: nvcc and torch must share a CUDA major version, got {nvcc} and {torch.version.cuda}")
+        raise SystemExit(
+            f"qkernels: nvcc and torch must share a CUDA major version, got {nvcc} and {torch.version.cuda}"
+        )
     return torch.version.cuda
 
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if why := missing():
-            print(f"qkernels: building without compiled kernels ({why}); Triton and reference backends work", flush=True)
+            print(
+                f"qkernels: building without compiled kernels ({why}); Triton and reference backends work", flush=True
+            )
             return
         import pybind11
         from torch.utils.cpp_extension import include_paths, library_paths

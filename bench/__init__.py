@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench quant --device cpu --json FILE`; `pytest bench` for pytest-benchmark's view of the same."""
+"""Benchmarks: ``python -m bench quant --device cpu --json FILE``; and ``pytest bench``."""

@@ -19,7 +19,11 @@ def machine(device: str) -> dict:
     """What a row's numbers depend on: hardware, versions, commit."""
     cpu = "unknown"
     if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         cpu = f"{names[0]} x{os.cpu_count()}" if names else cpu
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     return {
@@ -29,13 +33,26 @@ def machine(device: str) -> dict:
     }  # fmt: skip
 
 
-def line(row: dict) -> str:
-    torch_column = f"{row['x_torch']:7.1f}x" if "x_torch" in row else " " * 8
-    return (
-        f"{row['op']:6s} {row['variant']:24s} {row['bits']:2d}  {row['dtype']:9s}{row['cache']:8s} {row['pass']:8s}"
-        f"{row['median_us']:9.0f} us {row['x_eager']:8.1f}x {row['x_compiled']:8.1f}x {torch_column}"
-        f"{row['gbps']:7.1f} of {row['roof_gbps']:6.1f} GB/s  {row['saved_bytes_per_element']:5.1f} of {row['eager_saved_bytes_per_element']:5.1f} B"
-    )
+COLUMNS = (  # heading, width, what of a row
+    ("op", -5, lambda r: r["op"]),
+    ("set up or against", -26, lambda r: r["variant"]),
+    ("bits", 4, lambda r: r["bits"]),
+    ("dtype", -8, lambda r: r["dtype"]),
+    ("cache", -7, lambda r: r["cache"]),
+    ("pass", -7, lambda r: r["pass"]),
+    ("ours us", 7, lambda r: f"{r['median_us']:.0f}"),
+    ("x eager", 7, lambda r: f"{r['x_eager']:.1f}"),
+    ("x compiled", 10, lambda r: f"{r['x_compiled']:.1f}"),
+    ("x torch", 7, lambda r: f"{r['x_torch']:.1f}" if "x_torch" in r else ""),
+    ("of copy", 7, lambda r: f"{100 * r['gbps'] / r['roof_gbps']:.0f} %"),
+    ("saved B", 7, lambda r: f"{r['saved_bytes_per_element']:g}"),
+)
+
+
+def line(row: dict | None) -> str:
+    """A row as text; None: the headings."""
+    cells = [(heading if row is None else str(get(row)), width) for heading, width, get in COLUMNS]
+    return "  ".join(text.ljust(-width) if width < 0 else text.rjust(width) for text, width in cells)
 
 
 def main() -> int:
@@ -50,7 +67,8 @@ def main() -> int:
         return 2
     about = machine(args.device)
     print("  ".join(f"{k} {v}" for k, v in about.items() if v))
-    print(f"{'op':6s} {'variant':24s} bits dtype    cache    pass          ours     x eager x compiled x torch   bandwidth            saved, ours of eager")
+    print("Times faster: medians of interleaved ratios. Of copy: share of a copy's bandwidth. Saved: bytes an element.")
+    print(line(None))
     rows = []
     for row in quant.run(args.device, args.quick):
         print(line(row), flush=True)

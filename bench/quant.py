@@ -1,4 +1,4 @@
-"""Quantizers against what a user would write in eager PyTorch, and against torch.compile of that, in one interleaved run."""
+"""Quantizers against what a user would write in eager PyTorch, and torch.compile of that, in one interleaved run."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -109,7 +109,9 @@ def saved_bytes(fn: Callable, x: Tensor, p: Tensor) -> float:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         y = fn(x, p)
     del y
-    return sum(b for b in seen.values() if b > 64 * 4) / x.numel()  # one P = 1 parameter's cast or view is not per element
+    return (
+        sum(b for b in seen.values() if b > 64 * 4) / x.numel()
+    )  # one P = 1 parameter's cast or view is not per element
 
 
 def make_inputs(subject: Subject, shape: tuple[int, ...], dtype: torch.dtype, device: str, copies: int) -> list[tuple]:
@@ -128,10 +130,14 @@ def check_equal(subject: Subject, x: Tensor, p: Tensor) -> None:
         got, want = subject.ours(x, p), subject.eager(x, p)
     differ = (got != want).float().mean().item()
     if differ > 1e-5:
-        raise AssertionError(f"{subject.op} {subject.variant}: {differ:.2%} of the values differ from the eager baseline")
+        raise AssertionError(
+            f"{subject.op} {subject.variant}: {differ:.2%} of the values differ from the eager baseline"
+        )
 
 
-def measure(subject: Subject, device: str, dtype: torch.dtype, shape: tuple[int, ...], cache: str, seconds: float) -> Iterator[dict]:
+def measure(
+    subject: Subject, device: str, dtype: torch.dtype, shape: tuple[int, ...], cache: str, seconds: float
+) -> Iterator[dict]:
     """One row a pass."""
     copies = 1 if cache == "hot" else max(2, (256 << 20) // (torch.Size(shape).numel() * dtype.itemsize * 3))
     inputs = make_inputs(subject, shape, dtype, device, copies)

@@ -1,4 +1,4 @@
-"""Interleaved timing. Machines are shared and noisy, so a ratio is the median of ratios taken side by side, in one run."""
+"""Interleaved timing. Machines are shared and noisy: a ratio is the median of ratios taken side by side, in one run."""
 
 import statistics
 import time
@@ -50,7 +50,9 @@ def clock(device: str) -> Callable[[Callable[[], object]], float]:
     return once_gpu
 
 
-def interleave(candidates: dict[str, Callable[[int], object]], device: str, seconds: float, least: int = 5) -> dict[str, Times]:
+def interleave(
+    candidates: dict[str, Callable[[int], object]], device: str, seconds: float, least: int = 5
+) -> dict[str, Times]:
     """Time every candidate once a round, round after round, for about ``seconds`` (at least ``least`` rounds).
 
     A candidate takes the round's number, so that it can rotate over copies of its input.
@@ -64,6 +66,6 @@ def interleave(candidates: dict[str, Callable[[int], object]], device: str, seco
     i = 0
     while i < least or time.perf_counter() < end:
         for name, fn in candidates.items():
-            us[name].append(once(lambda fn=fn: fn(i)))
+            us[name].append(once(lambda fn=fn, i=i: fn(i)))
         i += 1
     return {name: Times(values) for name, values in us.items()}

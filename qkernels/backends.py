@@ -157,7 +157,11 @@ def table() -> dict[str, dict[str, str]]:
     for name in names():
         have = backends_of(name)
         rows[name] = {
-            b: "-" if b not in have else "on request" if b in ("cuda", "triton") and b not in verified().get(name, {}) else "yes"
+            b: "-"
+            if b not in have
+            else "on request"
+            if b in ("cuda", "triton") and b not in verified().get(name, {})
+            else "yes"
             for b in NAMES
         }
     return rows

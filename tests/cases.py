@@ -57,7 +57,12 @@ def block_samples(device, dtype, variants, unit):
 
 def common_errors(name, fn, first, second, valid):
     x, p = torch.randn(4), torch.tensor([0.1])
-    yield (x, p.reshape(())), valid, ValueError, rf"{name}: {second} must have shape \[P\], got \[\]; use {second}.reshape\(1\)"
+    yield (
+        (x, p.reshape(())),
+        valid,
+        ValueError,
+        rf"{name}: {second} must have shape \[P\], got \[\]; use {second}.reshape\(1\)",
+    )
     yield (x, p.reshape(1, 1)), valid, ValueError, rf"{second} must have shape \[P\], got \[1, 1\]"
     yield (x, torch.ones(3)), valid, ValueError, "P must divide x.numel\\(\\)=4, got P=3"
     yield (x, torch.ones(0)), valid, ValueError, "P must divide x.numel\\(\\)=4, got P=0"
@@ -69,7 +74,12 @@ def common_errors(name, fn, first, second, valid):
     yield (x, p), valid | {"bits": 9}, ValueError, "bits must be between . and 8 .*, got 9"
     yield (x, p), valid | {"bits": 4.0}, TypeError, "bits must be an int, got float"
     yield (x, p), valid | {"bits": True}, TypeError, "bits must be an int, got bool"
-    yield (x.double(), p), valid | {"backend": "cpu"}, NotImplementedError, "cpu: x is torch.float64, needs torch.float32"
+    yield (
+        (x.double(), p),
+        valid | {"backend": "cpu"},
+        NotImplementedError,
+        "cpu: x is torch.float64, needs torch.float32",
+    )
     yield (x, p), valid | {"backend": "cuda"}, NotImplementedError, "cuda: "
     yield (x, p), valid | {"backend": "abacus"}, NotImplementedError, "abacus: no such backend"
 

@@ -23,11 +23,15 @@ def value_and_grads(fn, tensors, kwargs, seed=1) -> tuple[Tensor, tuple[Tensor, 
 
 def assert_same_bits(got: Tensor, want: Tensor, what: str) -> None:
     """Equal shape, dtype, values, signs of zero, and NaN in the same places."""
-    assert got.shape == want.shape and got.dtype == want.dtype, f"{what}: {got.shape} {got.dtype}, {want.shape} {want.dtype}"
+    assert got.shape == want.shape and got.dtype == want.dtype, (
+        f"{what}: {got.shape} {got.dtype}, {want.shape} {want.dtype}"
+    )
     same = ((got == want) & (got.signbit() == want.signbit())) | (got.isnan() & want.isnan())
     if not same.all():
         i = int((~same).reshape(-1).nonzero()[0])
-        raise AssertionError(f"{what}: {int((~same).sum())} differ, first at {i}: {got.reshape(-1)[i]} not {want.reshape(-1)[i]}")
+        raise AssertionError(
+            f"{what}: {int((~same).sum())} differ, first at {i}: {got.reshape(-1)[i]} not {want.reshape(-1)[i]}"
+        )
 
 
 def assert_elementwise_grad(got: Tensor, want: Tensor, what: str) -> None:

@@ -90,9 +90,18 @@ def test_implementations_do_not_import_each_other():
     shared = ("qkernels.ops.ste", "qkernels.ops.grids")
     for path in ROOT.glob("ops/*/reference.py"):
         own = [n for n in imports(path) if n.startswith("qkernels")]
-        assert all(n.startswith(shared) for n in own), f"{path}: a reference imports only torch and ops/{{ste,grids}}, got {own}"
+        assert all(n.startswith(shared) for n in own), (
+            f"{path}: a reference imports only torch and ops/{{ste,grids}}, got {own}"
+        )
     for path in ROOT.glob("ops/**/*.py"):
-        upward = ("qkernels.quant", "qkernels.pack", "qkernels.matmul", "qkernels.nn", "qkernels.model", "qkernels.files")
+        upward = (
+            "qkernels.quant",
+            "qkernels.pack",
+            "qkernels.matmul",
+            "qkernels.nn",
+            "qkernels.model",
+            "qkernels.files",
+        )
         own = [n for n in imports(path) if n.startswith(upward)]
         assert not own or "lut_linear" in path.parts or path.name == "config.py", f"{path} imports {own}"
     for op in (p for p in ROOT.glob("ops/*") if p.is_dir()):

@@ -15,7 +15,16 @@ SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=
 
 def run(source: str, tmp_path: Path, *flags: str) -> str:
     binary = tmp_path / "test"
-    command = [CXX, "-std=c++20", "-ffp-contract=off", "-Wno-psabi", *flags, str(ROOT / "tests/cpp" / source), "-o", str(binary)]
+    command = [
+        CXX,
+        "-std=c++20",
+        "-ffp-contract=off",
+        "-Wno-psabi",
+        *flags,
+        str(ROOT / "tests/cpp" / source),
+        "-o",
+        str(binary),
+    ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
     done = subprocess.run([str(binary)], capture_output=True, text=True)

@@ -82,7 +82,7 @@ def test_instruction_sets_agree_to_the_bit(case, name, isa):
 
 @every
 def test_is_local_about_nan_and_inf(case, backend, dtype):
-    """A NaN stays where it was: y NaN, dx 0, that block's parameter gradient NaN. Inf saturates and gets no gradient."""
+    """A NaN stays where it was: y NaN, dx 0, that block's parameter gradient NaN. Inf saturates, without gradient."""
     for tensors, kwargs in case.samples(DEVICE, dtype):
         x, p = tensors
         if x.numel() != 384 or p.numel() != 12:
@@ -185,13 +185,20 @@ def test_keeps_the_layout_of_channels_last(case, backend, dtype):
         assert y.is_contiguous(memory_format=torch.channels_last) and y.shape == x.shape
 
 
+def saved_tensors(call):
+    """The tensors that a call keeps for its backward."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        call()
+    return saved
+
+
 @every
 def test_saves_x_and_the_parameter_only(case, backend, dtype):
     """0 bytes per element beyond x, also where x is a slice or channels_last: what is saved shares x's storage."""
     for tensors, kwargs in case.samples(DEVICE, dtype):
-        own, saved = leaves(tensors), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-            case.fn(*own, **kwargs, backend=backend)
+        own = leaves(tensors)
+        saved = saved_tensors(lambda own=own, kwargs=kwargs: case.fn(*own, **kwargs, backend=backend))
         x_storage = own[0].untyped_storage().data_ptr()
         extra = [t for t in saved if t.numel() > own[1].numel() and t.untyped_storage().data_ptr() != x_storage]
         assert not extra, f"{case} {list(own[0].shape)} saves {[list(t.shape) for t in extra]}"
@@ -261,7 +268,10 @@ def test_explicit_backend_is_set_by_the_environment(monkeypatch):
 
 def test_instruction_set_is_set_by_the_environment():
     source = "import torch, qkernels; print(torch.ops.qkernels_cpu.isa(''))"
-    run = [sys.executable, "-c", source]
-    assert subprocess.run(run, env={"QKERNELS_ISA": "scalar"}, capture_output=True, text=True).stdout.strip() == "scalar"
-    bad = subprocess.run(run, env={"QKERNELS_ISA": "mmx"}, capture_output=True, text=True)
+
+    def run(isa):
+        return subprocess.run([sys.executable, "-c", source], env={"QKERNELS_ISA": isa}, capture_output=True, text=True)
+
+    assert run("scalar").stdout.strip() == "scalar"
+    bad = run("mmx")
     assert bad.returncode and "must be one of scalar" in bad.stderr and "got mmx" in bad.stderr

@@ -1,5 +1,5 @@
-"""Every Triton kernel compiled ahead of time for sm_80 and sm_90, without a GPU: it compiles, it spills nothing, and its
-PTX divides with correct rounding, fuses no multiply-add and has no min or max that would swallow a NaN."""
+"""Every Triton kernel compiled ahead of time for sm_80 and sm_90, without a GPU: it compiles, spills nothing, and its PTX
+divides with correct rounding, fuses no multiply-add and has no min or max that would swallow a NaN."""
 
 import json
 import os
@@ -38,11 +38,10 @@ for name, constants in variants.items():
             for dtype in ("fp32", "bf16", "fp16") if tile["ROWS"] == 1 else ("fp32",):
                 for capability in (80, 90):
                     constexprs = extra | tile
-                    signature = {
-                        p: "constexpr" if p in constexprs else "*" + ("fp32" if p in float32 else dtype) if p.endswith("_ptr")
-                        else "i32" if p in ("P", "L", "columns") else "fp32"
-                        for p in fn.arg_names
-                    }
+                    signature = {p: "i32" if p in ("P", "L", "columns") else "fp32" for p in fn.arg_names}
+                    signature |= {p: "*" + dtype for p in fn.arg_names if p.endswith("_ptr")}
+                    signature |= {p: "*fp32" for p in fn.arg_names if p in float32}
+                    signature |= dict.fromkeys(constexprs, "constexpr")
                     options = dict(enable_fp_fusion=False, num_warps=8)
                     compiled = triton.compile(
                         ASTSource(fn, signature, constexprs), target=GPUTarget("cuda", capability, 32), options=options

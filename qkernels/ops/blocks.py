@@ -1,5 +1,8 @@
-"""The block rule, once for every quantizer: a parameter is a 1-D float tensor of P values that splits x, in row-major
-order, into P equal contiguous blocks. P = 1: per tensor; out_features: per row; numel / g: per group; batch: per sample."""
+"""The block rule, once for every quantizer.
+
+A parameter is a 1-D float tensor of P values that splits x, in row-major order, into P equal contiguous blocks.
+P = 1: per tensor; P = out_features: per row; P = numel / g: per group; P = batch: per sample.
+"""
 
 from collections.abc import Callable
 
@@ -49,5 +52,7 @@ def int_range(name: str, bits: int, signed: bool) -> tuple[int, int]:
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise TypeError(f"{name}: bits must be an int, got {type(bits).__name__}")
     if not least <= bits <= 8:
-        raise ValueError(f"{name}: bits must be between {least} and 8 ({'signed' if signed else 'unsigned'}), got {bits}")
+        raise ValueError(
+            f"{name}: bits must be between {least} and 8 ({'signed' if signed else 'unsigned'}), got {bits}"
+        )
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Hardened(NamedTuple):
-    """Codes and levels that training's forward used: value = levels[codes] * scale of the block, in float32, one rounding."""
+    """The codes and levels that training's forward used: levels[codes] * scale of the block, one float32 product."""
 
     codes: Tensor  # uint8, the shape of x
     levels: Tensor  # float32 [K]

@@ -65,7 +65,8 @@ def lsq(
         backend: "reference" | "cpu" | "cuda" | "triton"; None picks the fastest that can run.
 
     Returns:
-        Tensor like x; contiguous, or channels_last where x is. A NaN stays where it was: its dx is 0, its block's dstep NaN.
+        Tensor like x; contiguous, or channels_last where x is. A NaN stays where it was: its dx is 0, its block's dstep
+        NaN.
 
     Raises:
         TypeError: x or step is not a float tensor, bits not an int.

@@ -9,9 +9,7 @@ from qkernels.ops.tiles import clamp, load_parameter, partials, pick, round_even
 
 
 @triton.jit
-def lsq_fwd_kernel(
-    x_ptr, step_ptr, y_ptr, P, L, columns, qmin, qmax, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+def lsq_fwd_kernel(x_ptr, step_ptr, y_ptr, P, L, columns, qmin, qmax, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     rows, offs, mask, _ = tile(P, L, columns, ROWS, BLOCK)
     s = load_parameter(step_ptr, rows, P)
     v = tl.div_rn(tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32), s)

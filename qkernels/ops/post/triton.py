@@ -1,4 +1,4 @@
-"""POST in Triton: a program per tile of blocks x elements. The maths is that of csrc/post/post.h, and explained there."""
+"""POST in Triton: a program per tile of blocks x elements. The maths is explained in csrc/post/post.h."""
 
 import torch
 import triton
