@@ -21,10 +21,14 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Everything that needs a GPU, on a machine that has torch with CUDA, Triton and nvcc: build, tests, benches. OUT: results.
+# On a machine with a GPU, a CUDA build of torch, Triton and nvcc, into the Python that is there: build, tests, benches.
 OUT ?= out/gpu
 gpu:
-	$(PYTHON) -m bench gpu --out $(OUT)
+	mkdir -p $(OUT)
+	$(PYTHON) setup.py build_ext --inplace > $(OUT)/build.txt 2>&1 || { tail -n 30 $(OUT)/build.txt; exit 1; }
+	$(PYTHON) -m qkernels | tee $(OUT)/table.txt
+	$(PYTHON) -m pytest -q --maxfail=30 > $(OUT)/tests.txt 2>&1; tail -n 40 $(OUT)/tests.txt
+	$(PYTHON) -m bench quant --device cuda --json $(OUT)/quant.jsonl
 
 $(VENV)/.ready: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qkernels needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
@@ -32,7 +36,7 @@ $(VENV)/.ready: constraints.txt
 	@echo "[1/3] $(VENV): a virtual environment"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "[2/3] $(VENV): installing pinned packages (torch is the large one)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -qq -c constraints.txt torch \
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch \
 	  safetensors setuptools cmake ninja pybind11 pytest pytest-benchmark hypothesis ruff numpy typer rich matplotlib jinja2 scikit-learn \
 	  $$($(PYTHON) -c 'import sys; print("triton" if sys.platform == "linux" else "")') \
 	  || { echo "pip could not install the packages of constraints.txt: is a package index reachable from here?"; exit 1; }
