@@ -1,4 +1,4 @@
-"""pytest-benchmark's statistics of the same subjects: ``pytest bench --benchmark-enable``; without it each runs once."""
+"""pytest-benchmark's view of the same subjects: ``pytest bench --benchmark-enable``; without it each runs once."""
 
 import pytest
 import torch

@@ -1,0 +1,34 @@
+"""The README does what it says."""
+
+import re
+from pathlib import Path
+
+from qkernels import backends
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 1
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert (tmp_path / "out/packed/model.safetensors").exists()
+    assert "2 of 2 layers quantized" in capsys.readouterr().out
+
+
+def test_the_table_of_backends_is_true():
+    for names, *cells in re.findall(
+        r"^\| (`\w+`(?:, `\w+`)*) \| (\S.*?) \| (\S.*?) \| (\S.*?) \| (\S.*?) \|$", README, re.M
+    ):
+        for name in re.findall(r"`(\w+)`", names):
+            have = backends.table()[name]
+            for backend, cell in zip(("cpu", "triton", "cuda", "reference"), cells, strict=True):
+                built = backend != "cuda" or "cuda" in backends.backends_of(name)
+                assert not built or have[backend] == cell, (
+                    f"{name} {backend}: README says {cell}, it is {have[backend]}"
+                )
+
+
+def test_every_function_is_in_the_table():
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `.*$", README, re.M)))) == set(backends.names())
