@@ -1,6 +1,36 @@
 """Fused kernels for quantization-aware training and low-bit inference in PyTorch."""
 
+from . import nn
+from ._version import __version__
+from .files import load_packed, save_packed
+from .matmul import lut_conv2d, lut_dequantize, lut_linear
+from .methods import LSQ, METHODS, POST
+from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
+from .pack import LutWeight
 from .quant import Hardened, harden, lsq, post, post_levels
 
-__version__ = "0.1.0"
-__all__ = ["Hardened", "harden", "lsq", "post", "post_levels"]
+__all__ = [
+    "LSQ",
+    "METHODS",
+    "POST",
+    "Hardened",
+    "LutWeight",
+    "Plan",
+    "Report",
+    "__version__",
+    "calibrate",
+    "convert_",
+    "harden",
+    "load_packed",
+    "lsq",
+    "lut_conv2d",
+    "lut_dequantize",
+    "lut_linear",
+    "nn",
+    "param_groups",
+    "plan",
+    "post",
+    "post_levels",
+    "prepare_",
+    "save_packed",
+]

@@ -46,12 +46,14 @@ _HAVE: dict[str, tuple[str, ...]] = {}  # what backends_of found, until an op or
 _library = torch.library.Library("qkernels", "FRAGMENT")
 
 
-def define(schema: str, fake: Callable, package: str) -> Callable:
+def define(schema: str, fake: Callable, package: str, reference: Callable | None = None) -> Callable:
     """Register ``torch.ops.qkernels.<op>`` and return it; a second call with the same op is harmless.
 
     schema: ``"lsq_fwd(Tensor x, ..., str backend) -> Tensor"``.
     fake: the same arguments -> tensors of the right shape, dtype and device (no data).
     package: ``__package__`` of the op's folder, where ``triton.py`` may lie.
+    reference: the op in plain PyTorch, for ops that an exported graph holds. They take the backend "auto" too, which
+        each call resolves anew by its first tensor: a graph exported on a CPU runs on a GPU.
     """
     op = schema.split("(")[0]
     if op in _OPS:
@@ -64,6 +66,10 @@ def define(schema: str, fake: Callable, package: str) -> Callable:
             kernels[backend] = getattr(namespace, op).default
     if HAS_TRITON and (PACKAGE / "ops" / package.rsplit(".", 1)[-1] / "triton.py").exists():
         kernels["triton"] = _late(f"{package}.triton", op)
+
+    if reference is not None:
+        kernels["reference"] = reference
+        kernels["auto"] = lambda x, *args: kernels[resolve(op.removesuffix("_fwd"), x, None)](x, *args)
 
     def run(*args):
         *args, backend = args

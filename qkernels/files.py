@@ -461,9 +461,7 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             there.is_meta or torch.promote_types(there.dtype, tensor.dtype) == there.dtype,
             f"tensor {name!r} must fit the model's {there.dtype}, got {tensor.dtype}: cast the model first",
         )
-    meta = {name for name, tensor in state.items() if tensor.is_meta}
-    model.load_state_dict({name: t for name, t in tensors.items() if name not in meta}, strict=False)
-    model.load_state_dict({name: t for name, t in tensors.items() if name in meta}, strict=False, assign=True)
+    model.load_state_dict(tensors, strict=False, assign=any(tensor.is_meta for tensor in state.values()))
 
 
 def _list(names: list[str]) -> str:

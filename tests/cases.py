@@ -95,6 +95,10 @@ def lsq_samples(device, dtype):
     for kwargs in variants:
         yield (ties(device, dtype, 0.25), torch.tensor([0.25], device=device)), kwargs
         yield (ties(device, dtype, 0.25), torch.tensor([0.25], device=device)), kwargs | {"grad_scale": 0.125}
+    for step in (0.1, 0.3, 0.0123):  # where x / step and x * (1 / step) round to different sides
+        x = ties(device, torch.float32, step)
+        x = torch.cat([x, x.nextafter(x + 1), x.nextafter(x - 1)]).to(dtype)
+        yield (x, torch.tensor([step], device=device)), dict(bits=4)
     narrow = dtype == torch.float16
     for step in (2.0**-12, 2.0**10) if narrow else (1e-30, 2.0**-30, 1e-3, 2.0**30, 1e30):  # both division paths
         x = torch.randn(100, generator=torch.Generator().manual_seed(2)) * step * 4

@@ -1,6 +1,7 @@
 // Runs a CUDA kernel on the CPU, block by block, every thread a fiber: the index arithmetic and the barriers of a kernel are
-// tested without a GPU. Lanes run in forward, reverse or a shuffled order (simt::order), because a missing barrier shows in
-// only some of them. A barrier that some threads never reach is a deadlock, and throws.
+// tested without a GPU. A missing barrier shows in only some orders of execution (simt::order): lanes and warps forward, in
+// reverse, shuffled, or greedy, where a warp runs on to the next block barrier before another starts. A barrier that some
+// threads never reach is a deadlock, and throws.
 #pragma once
 #include <ucontext.h>
 #include <algorithm>
@@ -43,7 +44,7 @@ inline unsigned current = 0;
 inline std::function<void()> body;
 inline unsigned char slots[1024][64];  // what a warp collective exchanges, one slot a thread
 inline Index thread, block, threads, blocks;
-enum Order { kForward, kReverse, kShuffled };
+enum Order { kForward, kReverse, kShuffled, kGreedy };
 inline Order order = kForward;
 
 inline void yield(Wait why) {
@@ -68,6 +69,28 @@ T exchange(T value, int source) {
   return value;
 }
 
+// Each lane of a warp up to its next barrier or collective; whether anything moved.
+inline bool run_warp(unsigned begin, unsigned end, std::mt19937& random) {
+  std::vector<unsigned> sequence(end - begin);
+  std::iota(sequence.begin(), sequence.end(), begin);
+  if (order == kReverse) std::reverse(sequence.begin(), sequence.end());
+  if (order == kShuffled) std::shuffle(sequence.begin(), sequence.end(), random);
+  bool progress = false;
+  for (unsigned t : sequence)
+    if (!lanes[t].done && lanes[t].wait == kRun) {
+      current = t;
+      thread = {t};
+      swapcontext(&home, &lanes[t].context);
+      progress = true;
+    }
+  const auto first = lanes.begin() + begin, last = lanes.begin() + end;
+  if (std::all_of(first, last, [](const Lane& l) { return !l.done && l.wait == kWarp; })) {
+    std::for_each(first, last, [](Lane& l) { l.wait = kRun; });
+    progress = true;
+  }
+  return progress;
+}
+
 inline void run_block(unsigned count) {
   lanes.clear();
   lanes.resize(count);
@@ -79,31 +102,19 @@ inline void run_block(unsigned count) {
     l.context.uc_link = nullptr;
     makecontext(&l.context, entry, 0);
   }
-  std::vector<unsigned> sequence(count);
-  std::iota(sequence.begin(), sequence.end(), 0u);
-  if (order == kReverse) std::reverse(sequence.begin(), sequence.end());
+  std::vector<unsigned> warps((count + 31) / 32);
+  std::iota(warps.begin(), warps.end(), 0u);
   std::mt19937 random(block.x + 1);
   for (;;) {
-    if (order == kShuffled) std::shuffle(sequence.begin(), sequence.end(), random);
-    bool progress = false, alive = false;
-    for (unsigned t : sequence) {
-      Lane& l = lanes[t];
-      if (!l.done && l.wait == kRun) {
-        current = t;
-        thread = {t};
-        swapcontext(&home, &l.context);
+    bool progress = false;
+    if (order == kReverse || order == kGreedy) std::sort(warps.begin(), warps.end(), std::greater<>());
+    if (order == kShuffled) std::shuffle(warps.begin(), warps.end(), random);
+    for (unsigned w : warps)
+      while (run_warp(w * 32, std::min(count, w * 32 + 32), random)) {
         progress = true;
+        if (order != kGreedy) break;
       }
-      alive |= !l.done;
-    }
-    if (!alive) return;
-    for (unsigned w = 0; w < count; w += 32) {
-      const auto first = lanes.begin() + w, last = lanes.begin() + std::min(count, w + 32);
-      if (std::all_of(first, last, [](const Lane& l) { return l.wait == kWarp; })) {
-        std::for_each(first, last, [](Lane& l) { l.wait = kRun; });
-        progress = true;
-      }
-    }
+    if (std::all_of(lanes.begin(), lanes.end(), [](const Lane& l) { return l.done; })) return;
     if (std::all_of(lanes.begin(), lanes.end(), [](const Lane& l) { return l.done || l.wait == kBlock; })) {
       for (Lane& l : lanes) l.wait = kRun;
       progress = true;

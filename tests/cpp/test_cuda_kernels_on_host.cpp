@@ -43,9 +43,56 @@ static void run(const typename Op<float>::Args& args, int64_t P, int64_t L) {
   }
 }
 
+// Two parameters, so that the sums of one follow those of the other through the same shared memory.
+struct NoArgs {};
+template <class V>
+struct Pair {
+  using Args = NoArgs;
+  static constexpr int kParams = 2;
+  float s;
+  Pair(const NoArgs&, const float* const* params, int64_t p) : s(params[0][p]) {}
+  V value(V x) const { return x; }
+  V grad(V g, V x, V* terms) const {
+    terms[0] = g;
+    terms[1] = x * s;
+    return g;
+  }
+};
+
+static void run_two_parameters() {
+  const int64_t P = 3, L = 20000;
+  std::mt19937 random(1);
+  std::vector<float> x(P * L), g(P * L), dx(P * L), step{1, 2, 4};
+  for (auto& v : x) v = float(int(random() % 9) - 4);
+  for (auto& v : g) v = float(int(random() % 9) - 4);
+  const Blocks b = make_blocks(P, P * L);
+  std::vector<float> partial(b.jobs * 2, NAN), grads(P * 2, NAN);
+  const Params<2> params{{step.data(), step.data()}};
+  quant_backward<Pair, float>({}, b, g.data(), x.data(), params, dx.data(), partial.data(), grads.data(), nullptr);
+  for (int64_t p = 0; p < P; p++) {
+    float sum_g = 0, sum_x = 0;
+    for (int64_t i = p * L; i < (p + 1) * L; i++) sum_g += g[i], sum_x += x[i] * step[p];
+    CHECK(grads[p] == sum_g);
+    CHECK(grads[P + p] == sum_x);
+  }
+}
+
+// More chunks than threads: every partial sum is added, once.
+static void run_long_reduction() {
+  const Blocks b{600 * kChunk, 600, 2 * 600};
+  std::vector<float> partial(b.jobs), grads(2, NAN);
+  for (size_t i = 0; i < partial.size(); i++) partial[i] = float(i % 600 * 3 + i / 600);
+  const float* in = partial.data();
+  float* out = grads.data();
+  QK_LAUNCH((quant_reduce_kernel<1>), 2, kThreads, nullptr, b, in, out);
+  for (int p = 0; p < 2; p++) CHECK(grads[p] == float(3 * 600 * 599 / 2 + 600 * p));
+}
+
 int main() {
-  for (auto order : {simt::kForward, simt::kReverse, simt::kShuffled}) {
+  for (auto order : {simt::kForward, simt::kReverse, simt::kShuffled, simt::kGreedy}) {
     simt::order = order;
+    run_two_parameters();
+    run_long_reduction();
     for (auto [P, L] : {std::pair<int64_t, int64_t>{1, 0}, {1, 1}, {3, 5}, {2, 255}, {2, 256}, {3, 257}, {1, 8192}, {2, 8193}, {1, 20000}}) {
       run<Lsq, float>({-8, 7}, P, L);
       run<Lsq, bfloat>({0, 15}, P, L);

@@ -13,6 +13,7 @@ _fwd = backends.define(
     "lsq_fwd(Tensor x, Tensor step, int qmin, int qmax, str backend) -> Tensor",
     fake=lambda x, step, qmin, qmax, backend: torch.empty_like(x),
     package=__package__,
+    reference=reference.lsq,
 )
 _bwd = backends.define(
     "lsq_bwd(Tensor g, Tensor x, Tensor step, int qmin, int qmax, str backend) -> (Tensor, Tensor)",
@@ -75,6 +76,8 @@ def lsq(
     """
     qmin, qmax = blocks.int_range("lsq", bits, signed)
     x, (step,), restore = blocks.prepare("lsq", x, step=step)
+    if backend is None and torch.compiler.is_exporting():  # a graph for inference, on whatever device it will run
+        return restore(_fwd(x.contiguous(), step.contiguous(), qmin, qmax, "auto"))
     backend = backends.resolve("lsq", x, backend)
     if backend == "reference":
         return restore(reference.lsq(x, step, qmin, qmax, grad_scale))

@@ -15,6 +15,7 @@ _fwd = backends.define(
     "post_fwd(Tensor w, Tensor scale, int count, bool zero, str backend) -> Tensor",
     fake=lambda w, scale, count, zero, backend: torch.empty_like(w),
     package=__package__,
+    reference=reference.post,
 )
 _bwd = backends.define(
     "post_bwd(Tensor g, Tensor w, Tensor scale, int count, bool zero, bool clip, str backend) -> (Tensor, Tensor)",
@@ -105,6 +106,8 @@ def post(
     """
     count, zero = _grid(bits, grid)
     w, (scale,), restore = blocks.prepare("post", w, scale=scale)
+    if backend is None and torch.compiler.is_exporting():  # a graph for inference, on whatever device it will run
+        return restore(_fwd(w.contiguous(), scale.contiguous(), count, zero, "auto"))
     backend = backends.resolve("post", w, backend)
     if backend == "reference":
         return restore(reference.post(w, scale, count, zero, clip_grad, grad_scale))

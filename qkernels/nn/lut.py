@@ -1,0 +1,151 @@
+"""Layers that run packed: codes, levels and scale as buffers in place of the weight."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..methods import describe
+from ..ops.lut_linear import op
+from ..pack import PLANES, LutWeight
+from .linear import QuantConv2d, QuantLinear, take_over
+
+_EXACT = ("codes", "levels", "scale")
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Lut(nn.Module):
+    """What LutLinear and LutConv2d share."""
+
+    like: ClassVar[type[nn.Module]]  # the torch layer
+    trained: ClassVar[type[nn.Module]]  # the layer that trains quantized
+
+    def __init__(self, layer: nn.Module, weight: LutWeight, *, method: str = "") -> None:
+        name = type(self).__name__
+        if type(layer) not in (self.like, self.trained):
+            raise TypeError(f"{name}: layer must be a {self.like.__name__}, got {type(layer).__name__}")
+        if layer.weight.shape != weight.shape:
+            raise ValueError(
+                f"{name}: the packed weight must have the layer's shape {list(layer.weight.shape)}, "
+                f"got {list(weight.shape)}"
+            )
+        take_over(self, layer)
+        del self._parameters["weight"]
+        self._modules.pop("weight_quantizer", None)
+        if "activation_quantizer" not in self._modules:
+            self.activation_quantizer = None
+        for buffer in _EXACT:
+            self.register_buffer(buffer, getattr(weight, buffer))
+        self.bits, self.group_size, self.weight_shape = weight.bits, weight.group_size, tuple(weight.shape)
+        self.method = method
+
+    @classmethod
+    def from_quant(cls, layer: QuantLinear | QuantConv2d) -> "_Lut":
+        """Pack a trained layer. Its weight afterwards is the trained quantized weight, to the bit.
+
+        Raises:
+            TypeError: another kind of layer.
+            ValueError: the weight is sharded or not finite, the activation quantizer is not calibrated, the packed
+                weight would not be exact.
+        """
+        if type(layer) is not cls.trained:
+            raise TypeError(f"{cls.__name__}: layer must be a {cls.trained.__name__}, got {type(layer).__name__}")
+        activation = layer.activation_quantizer
+        if activation is not None and not activation.calibrated:
+            raise ValueError("its activation quantizer is not calibrated: run a batch, or qk.calibrate(model, *batch)")
+        return cls(layer, pack_weight(layer), method=describe(layer.weight_quantizer.config))
+
+    @property
+    def weight_lut(self) -> LutWeight:
+        """The packed weight; shares memory with the layer."""
+        return LutWeight(self.codes, self.levels, self.scale, self.bits, self.group_size, self.weight_shape)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Lut":
+        before = {name: self._buffers[name] for name in _EXACT}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            if (new := self._buffers[name]).dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def extra_repr(self) -> str:
+        parts = [self.like.extra_repr(self), self.method, f"{self.weight_lut.bits_per_weight:.2f} bits/weight"]
+        return ", ".join(part for part in parts if part)
+
+
+class LutLinear(_Lut):
+    """``lut_linear(activation_quantizer(x), weight_lut, bias)``: a linear layer that runs packed.
+
+    ``codes``, ``levels`` and ``scale`` move with ``.to(device)`` and keep their dtypes whatever ``.half()``,
+    ``.bfloat16()`` or ``.to(dtype)`` ask for: they are the trained grid, and rounding them would change every weight.
+    bias and activation quantizer follow.
+
+    Args:
+        layer: the float or quantized layer whose place this one takes: options, bias, hooks, activation quantizer.
+        weight: its packed weight.
+        method: what the weight was quantized with, for people to read.
+
+    Raises:
+        TypeError: another kind of layer.
+        ValueError: the weight's shape is not the layer's.
+    """
+
+    like, trained = nn.Linear, QuantLinear
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.activation_quantizer is not None:
+            x = self.activation_quantizer(x)
+        return op.linear(
+            x, self.codes, self.levels, self.scale, self.bias,
+            bits=self.bits, group_size=self.group_size, n=self.out_features, k=self.in_features,
+        )  # fmt: skip
+
+
+class LutConv2d(_Lut):
+    """``lut_conv2d(activation_quantizer(x), weight_lut, bias, ...)`` with the options of its ``nn.Conv2d``.
+
+    See ``LutLinear``.
+    """
+
+    like, trained = nn.Conv2d, QuantConv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.activation_quantizer is not None:
+            x = self.activation_quantizer(x)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        return op.conv2d(
+            x, self.codes, self.levels, self.scale, self.bias, self.stride, padding, self.dilation, self.groups,
+            bits=self.bits, group_size=self.group_size, shape=self.weight_shape,
+        )  # fmt: skip
+
+
+def packed_bits(n_levels: int) -> int:
+    """The narrowest packed width that holds ``n_levels`` levels (at most 256)."""
+    return min(bits for bits in PLANES if 1 << bits >= n_levels)
+
+
+@torch.no_grad()
+def pack_weight(layer: QuantLinear | QuantConv2d) -> LutWeight:
+    """The packed weight of a trained layer, checked to the bit against what the layer computes with.
+
+    Raises:
+        ValueError: the weight is sharded or not finite; the packed weight would not be exact.
+    """
+    weight = layer.weight
+    if hasattr(weight, "full_tensor"):
+        raise ValueError("its weight is sharded: gather the full state dict into an unsharded model first")
+    if bad := int((~weight.isfinite()).sum()):
+        raise ValueError(f"its weight must be finite, got {bad} values that are not")
+    hardened = layer.weight_quantizer.harden(weight)
+    bits = packed_bits(hardened.levels.numel())
+    packed = LutWeight.pack(hardened.codes, hardened.levels, hardened.scale, bits=bits)
+    trained = layer.weight_quantizer(weight).contiguous()
+    integer = _INTEGERS[weight.element_size()]
+    wrong = int((packed.dequantize(weight.dtype).view(integer) != trained.view(integer)).sum())
+    if wrong:
+        raise ValueError(f"the packed weight must equal the trained quantized weight, got {wrong} values that differ")
+    return packed

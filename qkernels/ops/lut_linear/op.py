@@ -1,0 +1,259 @@
+"""Matmul with packed weights: activations times ``levels[code] * scale``, and the packed weight as a plain tensor.
+
+These are inference ops: without a backend asked for, the graph holds "auto", which each call resolves anew, so that a
+graph exported on a CPU runs on a GPU.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qkernels import backends
+from qkernels.ops.function import function
+from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape
+
+from . import reference
+
+_linear = backends.define(
+    "lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, "
+    "SymInt n, SymInt k, str backend) -> Tensor",
+    fake=lambda x, codes, levels, scale, bias, bits, group_size, n, k, backend: x.new_empty(x.shape[0], n),
+    package=__package__,
+)
+_dequantize = backends.define(
+    "lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, SymInt n, SymInt k, "
+    "str backend) -> Tensor",
+    fake=lambda codes, levels, scale, bits, group_size, n, k, backend: levels.new_empty(n, k),
+    package=__package__,
+)
+
+_CHUNK = 1 << 22  # elements of a float32 weight that the backward holds at a time: 16 MiB
+
+
+@backends.kernel("lut_dequantize", "reference")
+def _reference_dequantize(codes, levels, scale, bits, group_size, n, k):
+    return LutWeight(codes, levels, scale, bits, group_size, (n, k)).dequantize()
+
+
+@backends.kernel("lut_linear", "reference")
+def _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
+    return reference.lut_linear(x, _reference_dequantize(codes, levels, scale, bits, group_size, n, k), bias)
+
+
+@backends.kernel("lut_dequantize", "auto")
+def _auto_dequantize(codes, levels, *args):
+    return _dequantize(codes, levels, *args, backends.resolve("lut_dequantize", levels, None))
+
+
+@backends.kernel("lut_linear", "auto")
+def _auto_linear(x, *args):
+    return _linear(x, *args, backends.resolve("lut_linear", x, None))
+
+
+@function
+class _LutLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(x, codes, levels, scale, bias, bits, group_size, n, k, backend):
+        return _linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, codes, levels, scale, bias, ctx.bits, ctx.group_size, *_ = inputs
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(codes, levels, scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        wide = torch.promote_types(g.dtype, torch.float32)
+        dx = db = None
+        if ctx.needs_input_grad[0]:
+            dx = _times_weight(g, *ctx.saved_tensors, ctx.bits, ctx.group_size, wide).to(g.dtype)
+        if ctx.needs_input_grad[4]:
+            db = g.sum(0, dtype=wide).to(ctx.bias_dtype)
+        return dx, None, None, None, db, None, None, None, None, None
+
+
+def _times_weight(g, codes, levels, scale, bits, group_size, wide) -> Tensor:
+    """g [M, N] times the weight [N, K] -> [M, K] in dtype wide; only some rows of the weight are float at a time.
+
+    "auto" whatever ran the forward: the weight is the same to the bit on every backend.
+    """
+    n, k = g.shape[1], scale.shape[1] * group_size
+    dx = g.new_zeros(g.shape[0], k, dtype=wide)
+    planes = [plane_shape(n, k, p) for p in PLANES[bits]]
+    sizes = [512 * math.prod(shape) for shape in planes]
+    stripes = [p.view(shape[0], -1) for p, shape in zip(codes.split(sizes), planes, strict=True)]  # [N/16, bytes]
+    rows = max(_CHUNK // k // 16, 1) * 16
+    for start in range(0, n, rows):
+        stop = min(start + rows, n)
+        part = slice(start // 16, -(-stop // 16))
+        chunk = torch.cat([plane[part].flatten() for plane in stripes])
+        weight = _dequantize(chunk, levels, scale[part], bits, group_size, stop - start, k, "auto")
+        dx.addmm_(g[:, start:stop].to(wide), weight.to(wide))
+    return dx
+
+
+def linear(
+    x: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    *,
+    bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+    backend: str | None = None,
+) -> Tensor:
+    """``lut_linear`` on the fields of a LutWeight of n rows and k columns: what a module that holds them calls."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"lut_linear: x must be a Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"lut_linear: x must be a float tensor, got {x.dtype}")
+    if x.dim() == 0 or x.shape[-1] != k:
+        raise ValueError(f"lut_linear: x must have shape [..., K={k}], got {list(x.shape)}")
+    if x.device != codes.device:
+        raise ValueError(f"lut_linear: x and the weight must be on one device, got {x.device} and {codes.device}")
+    _check_bias("lut_linear", bias, n, codes.device)
+    device = x.device.type
+    if x.dtype in backends.FLOATS and torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))  # as F.linear does
+    if backend is not None:
+        backend = backends.resolve("lut_linear", x, backend)
+    if backend == "reference":
+        return _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
+    call = _linear
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        call = _LutLinear.apply
+    rows = x.reshape(-1, k).contiguous()  # [M, K]
+    y = call(rows, codes, levels, scale, bias, bits, group_size, n, k, backend or "auto")
+    return y.reshape(*x.shape[:-1], n)
+
+
+def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """``y = x @ W.T + bias`` with ``W[n, k] = levels[code[n, k]] * scale[n, k // group_size]``; W stays packed.
+
+    Accumulated in float32, rounded to x's dtype once. Gradients reach x (dx = g @ W, W made a few rows at a time) and
+    bias; codes, levels and scale get none. Under autocast x is cast as for ``F.linear``.
+
+    Args:
+        x: [..., K], float32 | float16 | bfloat16 (float64: reference only).
+        w: a packed weight [N, K], or [N, ...] with K = the product of the rest.
+        bias: [N], float, or None.
+        backend: "reference" | "cpu" | "cuda" | "triton"; None: the fastest that can run, chosen at each call, in an
+            exported graph too.
+
+    Returns:
+        [..., N], x's dtype. An x of no rows gives no rows.
+
+    Raises:
+        TypeError: x or bias not a float tensor, w not a LutWeight.
+        ValueError: x's last dimension is not K, bias not [N], two devices.
+        NotImplementedError: the requested backend cannot run this call.
+    """
+    n, k = matrix_shape(_check_weight("lut_linear", w).shape)
+    return linear(x, w.codes, w.levels, w.scale, bias, bits=w.bits, group_size=w.group_size, n=n, k=k, backend=backend)
+
+
+def lut_dequantize(w: LutWeight, dtype: torch.dtype = torch.float32, *, backend: str | None = None) -> Tensor:
+    """The packed weight as a plain tensor of ``w.shape``: ``levels[code] * scale`` in float32, then the cast to dtype.
+
+    The same bits on every backend. No gradients.
+
+    Raises:
+        TypeError: w is not a LutWeight, dtype not a float type.
+        NotImplementedError: the requested backend cannot run this call.
+    """
+    n, k = matrix_shape(_check_weight("lut_dequantize", w).shape)
+    if not dtype.is_floating_point:
+        raise TypeError(f"lut_dequantize: dtype must be a float type, got {dtype}")
+    return _weight(w.codes, w.levels, w.scale, w.bits, w.group_size, w.shape, n, k, dtype, backend)
+
+
+def lut_conv2d(
+    x: Tensor,
+    w: LutWeight,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``F.conv2d`` with a packed weight, which becomes floats of x's dtype for the call (kept if x needs a gradient).
+
+    It gives the bits that ``F.conv2d`` gives with the dequantized weight. Gradients reach x and bias.
+
+    Args:
+        x: [B, C, H, W] or [C, H, W], float.
+        w: a packed weight [N, C / groups, kh, kw].
+        bias: [N], float, or None.
+        stride, padding, dilation, groups: as in ``F.conv2d``.
+
+    Raises:
+        TypeError: x or bias not a float tensor, w not a LutWeight.
+        ValueError: x or w of another shape, bias not [N], two devices.
+    """
+    if len(_check_weight("lut_conv2d", w).shape) != 4:
+        raise ValueError(f"lut_conv2d: the weight must have shape [N, C / groups, kh, kw], got {list(w.shape)}")
+    return conv2d(
+        x, w.codes, w.levels, w.scale, bias, stride, padding, dilation, groups,
+        bits=w.bits, group_size=w.group_size, shape=w.shape,
+    )  # fmt: skip
+
+
+def conv2d(
+    x: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...] | str,
+    dilation: int | tuple[int, ...],
+    groups: int,
+    *,
+    bits: int,
+    group_size: int,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """``lut_conv2d`` on the fields of a LutWeight of ``shape``: what a module that holds them calls."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"lut_conv2d: x must be a Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"lut_conv2d: x must be a float tensor, got {x.dtype}")
+    channels = shape[1] * groups
+    if x.dim() not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(f"lut_conv2d: x must have shape [B, C={channels}, H, W] or [C, H, W], got {list(x.shape)}")
+    if x.device != codes.device:
+        raise ValueError(f"lut_conv2d: x and the weight must be on one device, got {x.device} and {codes.device}")
+    _check_bias("lut_conv2d", bias, shape[0], codes.device)
+    n, k = matrix_shape(shape)
+    weight = _weight(codes, levels, scale, bits, group_size, shape, n, k, x.dtype, None)
+    return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
+
+
+def _weight(codes, levels, scale, bits, group_size, shape, n, k, dtype, backend) -> Tensor:
+    if backend is not None:
+        backend = backends.resolve("lut_dequantize", levels, backend)
+    return _dequantize(codes, levels, scale, bits, group_size, n, k, backend or "auto").reshape(shape).to(dtype)
+
+
+def _check_weight(name: str, w: LutWeight) -> LutWeight:
+    if not isinstance(w, LutWeight):
+        raise TypeError(f"{name}: w must be a LutWeight, got {type(w).__name__}")
+    return w
+
+
+def _check_bias(name: str, bias: Tensor | None, n: int, device: torch.device) -> None:
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise TypeError(f"{name}: bias must be a float tensor, got {getattr(bias, 'dtype', type(bias).__name__)}")
+    if bias.shape != (n,):
+        raise ValueError(f"{name}: bias must have shape [N={n}], got {list(bias.shape)}")
+    if bias.device != device:
+        raise ValueError(f"{name}: bias and the weight must be on one device, got {bias.device} and {device}")

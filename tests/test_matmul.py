@@ -1,0 +1,293 @@
+"""Matmul and convolution with packed weights: the weight is exact, the sums are as good as plain PyTorch's."""
+
+import dataclasses
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import qkernels as qk
+from qkernels import backends
+from qkernels.ops.lut_linear import op
+from qkernels.pack import PLANES, LutWeight
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BACKENDS = [b for b in backends.backends_of("lut_linear") if b in ("cpu", "reference")] + [None]
+
+
+def make(*shape: int, bits: int = 4, P: int = 1, integers: bool = False, seed: int = 0) -> LutWeight:
+    """A packed weight; with ``integers`` its values are small integers, so that every sum is exact."""
+    g = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**bits, shape, generator=g, dtype=torch.uint8)
+    levels = torch.arange(2**bits) - 2.0 ** (bits - 1) if integers else torch.randn(2**bits, generator=g)
+    scale = torch.ones(P) if integers else torch.rand(P, generator=g) + 0.1
+    return LutWeight.pack(codes, levels, scale, bits=bits)
+
+
+def randint(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def randn(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_twice_as_good(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """The 2x rule: at most twice the error of F.linear in the same dtype, truth in float64."""
+    truth = F.linear(x.double(), w.double(), None if bias is None else bias.double())
+    plain = F.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    own = (plain.double() - truth).abs().max()
+    size = F.linear(x.double().abs(), w.double().abs()).max()
+    eps = torch.finfo(torch.float32).eps
+    assert (y.double() - truth).abs().max() <= 2 * own + eps * size
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize(("N", "K", "P"), [(1, 1, 1), (16, 64, 16), (17, 96, 17 * 3), (33, 257, 33), (48, 256, 48 * 8)])
+def test_integers_multiply_exactly(backend, bits, N, K, P):
+    w = make(N, K, bits=bits, P=P, integers=True)
+    dense = w.dequantize()
+    for M in (1, 2, 7, 16, 33):
+        x, bias = randint(M, K), randint(N, seed=2)
+        want = F.linear(x.double(), dense.double())
+        assert torch.equal(qk.lut_linear(x, w, backend=backend), want.float())
+        assert torch.equal(qk.lut_linear(x, w, bias, backend=backend), (want + bias).float())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_sums_are_within_twice_the_error_of_plain_pytorch(backend, dtype, bits):
+    for N, K, P in ((40, 128, 160), (7, 300, 7)):
+        w = make(N, K, bits=bits, P=P)
+        x, bias = randn(9, K).to(dtype), randn(N).to(dtype)
+        y = qk.lut_linear(x, w, bias, backend=backend)
+        assert y.dtype == dtype
+        assert_twice_as_good(y, x, w.dequantize(), bias)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dequantize_gives_the_same_bits_everywhere(backend, bits, dtype):
+    for shape, P in (((40, 128), 160), ((7, 300), 7), ((5, 32, 3, 3), 45)):
+        w = make(*shape, bits=bits, P=P)
+        got = qk.lut_dequantize(w, dtype, backend=backend)
+        want = w.dequantize(dtype)
+        assert got.shape == shape and got.dtype == dtype
+        assert torch.equal(got, want) and torch.equal(got.signbit(), want.signbit())
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_scales_are_taken_as_they_are(scale_dtype):
+    codes = torch.randint(0, 16, (20, 64))
+    w = LutWeight.pack(codes, torch.randn(16), torch.rand(20) + 0.1, bits=4, scale_dtype=scale_dtype)
+    assert torch.equal(qk.lut_dequantize(w), w.dequantize())
+    assert torch.equal(qk.lut_linear(torch.eye(64), w), w.dequantize().T)
+
+
+def test_leading_dimensions_and_layouts_of_x_are_free():
+    w, bias = make(24, 64, P=24, integers=True), randint(24, seed=3)
+    dense = w.dequantize()
+    x = randint(2, 3, 5, 64)
+    want = F.linear(x, dense, bias)
+    assert torch.equal(qk.lut_linear(x, w, bias), want)
+    assert torch.equal(qk.lut_linear(x[0, 0, 0], w, bias), want[0, 0, 0])
+    assert torch.equal(qk.lut_linear(x.transpose(0, 2), w, bias), want.transpose(0, 2))
+    assert torch.equal(qk.lut_linear(torch.cat([x, x], -1)[..., :64], w, bias), want)
+    assert torch.equal(qk.lut_linear(x[:1, :1, :1].expand(2, 3, 5, 64), w, bias), want[:1, :1, :1].expand(2, 3, 5, 24))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_rows_give_no_rows(backend):
+    w, bias = make(24, 64), torch.randn(24)
+    for shape in ((0, 64), (2, 0, 64)):
+        x = torch.zeros(shape, requires_grad=True)
+        y = qk.lut_linear(x, w, bias, backend=backend)
+        assert y.shape == (*shape[:-1], 24)
+        y.sum().backward()
+        assert x.grad.shape == shape
+
+
+def test_float64_is_computed_in_float64():
+    w, x = make(24, 64, P=24), randn(5, 64).double()
+    torch.testing.assert_close(qk.lut_linear(x, w), F.linear(x, w.dequantize(torch.float64)), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_gradients_reach_x_and_bias(bits, monkeypatch):
+    monkeypatch.setattr(op, "_CHUNK", 16 * 96 * 2)  # two stripes of rows at a time: several chunks and a remainder
+    w = make(75, 96, bits=bits, P=75 * 3, integers=True)
+    x, bias, g = randint(3, 4, 96), randint(75, seed=2), randint(3, 4, 75, seed=5)
+    grads = []
+    for call in (lambda x, b: qk.lut_linear(x, w, b), lambda x, b: F.linear(x, w.dequantize(), b)):
+        own = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
+        grads.append(torch.autograd.grad(call(*own), own, g))
+    assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_gradient_is_within_twice_the_error_of_plain_pytorch(dtype):
+    w, g = make(80, 96, P=240), randn(6, 80).to(dtype)
+    x = randn(6, 96).to(dtype).requires_grad_()
+    (dx,) = torch.autograd.grad(qk.lut_linear(x, w), x, g)
+    assert dx.dtype == dtype
+    assert_twice_as_good(dx, g, w.dequantize().T.contiguous(), None)
+
+
+def test_the_backward_never_holds_the_whole_float_weight(monkeypatch):
+    monkeypatch.setattr(op, "_CHUNK", 16 * 64)
+    w, sizes = make(256, 64), []
+    whole = op._dequantize
+
+    def spy(*args):
+        sizes.extend([args[5] * args[6]] if args[-1] == "auto" else [])  # "auto" calls the op again with what it chose
+        return whole(*args)
+
+    monkeypatch.setattr(op, "_dequantize", spy)
+    x = randn(2, 64).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = qk.lut_linear(x, w)
+    y.sum().backward()
+    assert sizes == [16 * 64] * 16
+    assert sum(t.nbytes for t in saved) == w.nbytes
+
+
+def test_the_graph_of_an_inference_call_says_auto():
+    """Exported on a CPU, run elsewhere: the backend is chosen when the graph runs."""
+    w = make(24, 64, P=24)
+
+    class Layer(torch.nn.Module):
+        def forward(self, x, codes, levels, scale):
+            y = op.linear(x, codes, levels, scale, None, bits=4, group_size=64, n=24, k=64)
+            return y + qk.lut_dequantize(LutWeight(codes, levels, scale, 4, 64, (24, 64)))[:, :1].T
+
+    args = (randn(3, 64), w.codes, w.levels, w.scale)
+    rows = torch.export.Dim("M", max=512)
+    exported = torch.export.export(Layer(), args, dynamic_shapes=({0: rows}, None, None, None))
+    calls = [node for node in exported.graph.nodes if "qkernels" in str(node.target)]
+    assert len(calls) == 2 and all(node.args[-1] == "auto" for node in calls)
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    again = torch.export.load(file).module()
+    for M in (3, 1, 8):
+        args = (randn(M, 64), *args[1:])
+        assert torch.equal(again(*args), Layer()(*args))
+
+
+def test_an_explicit_backend_stays_in_the_graph_and_the_environment_is_obeyed(monkeypatch):
+    w, x = make(24, 64), randn(2, 64)
+    monkeypatch.setenv("QKERNELS_BACKEND", "abacus")
+    with pytest.raises(NotImplementedError, match="lut_linear on cpu: abacus: no such backend"):
+        qk.lut_linear(x, w)
+    assert torch.equal(qk.lut_linear(x, w, backend="reference"), F.linear(x, w.dequantize()))
+
+
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_opcheck(bits):
+    w, tests = make(24, 96, bits=bits, P=72), ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    rest = (bits, 32, 24, 96)
+    for backend in ("auto", "reference"):
+        for x, bias in ((randn(3, 96), randn(24)), (randn(1, 96).bfloat16(), None), (torch.zeros(0, 96), None)):
+            args = (x, w.codes, w.levels, w.scale, bias, *rest, backend)
+            torch.library.opcheck(torch.ops.qkernels.lut_linear.default, args, test_utils=tests)
+        args = (w.codes, w.levels, w.scale, *rest, backend)
+        torch.library.opcheck(torch.ops.qkernels.lut_dequantize.default, args, test_utils=tests)
+
+
+def test_compiles_whole_and_for_any_number_of_rows():
+    w, bias = make(24, 64, P=24), randn(24).requires_grad_()
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+
+    def layer(x):
+        return qk.lut_linear(x.relu(), w, bias).square()
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=graphs)
+    for M in (2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377):
+        x = randn(M, 64).requires_grad_()
+        got = torch.autograd.grad(compiled(x).sum(), (x, bias))
+        want = torch.autograd.grad(layer(x).sum(), (x, bias))
+        torch.testing.assert_close(got, want)
+    assert graphs.frame_count <= 2
+
+
+def test_autocast_casts_x_as_for_a_linear_layer():
+    w, x, bias = make(24, 64, P=24), randn(3, 64), randn(24)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = qk.lut_linear(x, w, bias)
+        reference = qk.lut_linear(x, w, bias, backend="reference")
+        assert F.linear(x, w.dequantize(), bias).dtype == y.dtype == torch.bfloat16
+    want = F.linear(x.bfloat16().float(), w.dequantize(), bias).bfloat16()  # one rounding, float32 inside
+    torch.testing.assert_close(y, want, rtol=2**-7, atol=0)
+    assert torch.equal(reference, want)
+
+
+CONVS = [
+    dict(),
+    dict(stride=2, padding=1),
+    dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+    dict(padding="same", dilation=2),
+    dict(padding="valid"),
+    dict(groups=2, padding=1),
+]
+
+
+@pytest.mark.parametrize("options", CONVS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv2d_gives_the_bits_of_pytorch_with_the_dequantized_weight(options, dtype):
+    w, bias = make(6, 4 // options.get("groups", 1), 3, 3, bits=3, P=6), randn(6).to(dtype)
+    x = randn(2, 4, 9, 8).to(dtype).requires_grad_()
+    own = x.detach().clone().requires_grad_()
+    y = qk.lut_conv2d(x, w, bias, **options)
+    want = F.conv2d(own, w.dequantize(dtype), bias, **options)
+    assert y.dtype == dtype and torch.equal(y, want)
+    assert torch.equal(qk.lut_conv2d(x[0], w, bias, **options), F.conv2d(x[0], w.dequantize(dtype), bias, **options))
+    g = torch.randn_like(y)
+    assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(want, own, g)[0])
+
+
+W, X = make(24, 64), torch.randn(3, 64)
+CONV, IMAGE = make(6, 4, 3, 3), torch.randn(2, 4, 9, 9)
+META = LutWeight(*(t.to("meta") for t in (W.codes, W.levels, W.scale)), W.bits, W.group_size, W.shape)
+REFUSED = [
+    (qk.lut_linear, (X[:, :63], W), {}, ValueError, r"lut_linear: x must have shape \[\.\.\., K=64\], got \[3, 63\]"),
+    (qk.lut_linear, (torch.tensor(1.0), W), {}, ValueError, r"x must have shape \[\.\.\., K=64\], got \[\]"),
+    (qk.lut_linear, (X.int(), W), {}, TypeError, "x must be a float tensor, got torch.int32"),
+    (qk.lut_linear, ([1.0], W), {}, TypeError, "x must be a Tensor, got list"),
+    (qk.lut_linear, (X, torch.randn(24, 64)), {}, TypeError, "w must be a LutWeight, got Tensor"),
+    (qk.lut_linear, (X, META), {}, ValueError, "x and the weight must be on one device, got cpu and meta"),
+    (qk.lut_linear, (X, W, torch.zeros(23)), {}, ValueError, r"bias must have shape \[N=24\], got \[23\]"),
+    (qk.lut_linear, (X, W, torch.zeros(24, 1)), {}, ValueError, r"bias must have shape \[N=24\], got \[24, 1\]"),
+    (qk.lut_linear, (X, W, torch.zeros(24).int()), {}, TypeError, "bias must be a float tensor, got torch.int32"),
+    (qk.lut_linear, (X, W, 1.0), {}, TypeError, "bias must be a float tensor, got float"),
+    (qk.lut_linear, (X, W, torch.zeros(24, device="meta")), {}, ValueError, "bias and the weight .* got meta and cpu"),
+    (qk.lut_linear, (X, W), {"backend": "cuda"}, NotImplementedError, "lut_linear on cpu: cuda: "),
+    (qk.lut_dequantize, (torch.randn(2, 2),), {}, TypeError, "lut_dequantize: w must be a LutWeight, got Tensor"),
+    (qk.lut_dequantize, (W, torch.int32), {}, TypeError, "dtype must be a float type, got torch.int32"),
+    (qk.lut_dequantize, (W,), {"backend": "abacus"}, NotImplementedError, "lut_dequantize on cpu: abacus: no such"),
+    (qk.lut_conv2d, (IMAGE, W), {}, ValueError, r"weight must have shape \[N, C / groups, kh, kw\], got \[24, 64\]"),
+    (qk.lut_conv2d, (IMAGE, torch.randn(6, 4, 3, 3)), {}, TypeError, "lut_conv2d: w must be a LutWeight, got Tensor"),
+    (qk.lut_conv2d, (IMAGE.int(), CONV), {}, TypeError, "lut_conv2d: x must be a float tensor, got torch.int32"),
+    (qk.lut_conv2d, (1.0, CONV), {}, TypeError, "lut_conv2d: x must be a Tensor, got float"),
+    (qk.lut_conv2d, (IMAGE[:, :3], CONV), {}, ValueError, r"x must have shape \[B, C=4, H, W\] .* got \[2, 3, 9, 9\]"),
+    (qk.lut_conv2d, (IMAGE, CONV, torch.zeros(5)), {}, ValueError, r"bias must have shape \[N=6\], got \[5\]"),
+    (qk.lut_conv2d, (IMAGE.to("meta"), CONV), {}, ValueError, "on one device, got meta and cpu"),
+]
+
+
+@pytest.mark.parametrize(("call", "args", "kwargs", "exception", "message"), REFUSED)
+def test_refuses_with_reason(call, args, kwargs, exception, message):
+    with pytest.raises(exception, match=message):
+        call(*args, **kwargs)
+
+
+def test_a_weight_stays_a_plain_value():
+    """The op reads the fields of the dataclass and nothing else: a replaced field is a changed weight."""
+    doubled = dataclasses.replace(W, levels=W.levels * 2)
+    assert torch.equal(qk.lut_linear(X, doubled, backend="reference"), 2 * qk.lut_linear(X, W, backend="reference"))

@@ -1,0 +1,663 @@
+"""The modules: they compute what the functions compute, train, and survive what people do to modules."""
+
+import copy
+import dataclasses
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
+
+import qkernels as qk
+from qkernels import methods
+from qkernels.nn import LutConv2d, LutLinear, QuantConv2d, Quantizer, QuantLinear, quantizers
+from qkernels.nn.linear import refusal
+from qkernels.nn.quantizer import magnitude, make_quantizer
+from qkernels.ops import calibration
+
+METHODS = tuple(methods.METHODS.values())
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ACTIVATION = qk.LSQ(bits=4)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def linear(config=None, activation=None, n: int = 24, k: int = 64, dtype: torch.dtype = torch.float32) -> QuantLinear:
+    torch.manual_seed(0)
+    layer = nn.Linear(k, n).to(dtype)
+    return QuantLinear.from_float(layer, weight=config or qk.LSQ(bits=4, granularity="row"), activation=activation)
+
+
+def net(activation=ACTIVATION) -> nn.Sequential:
+    """Two quantized layers, the second of which sees no negative value; its activation quantizers are calibrated."""
+    model = nn.Sequential(linear(activation=activation), nn.ReLU(), linear(qk.POST(bits=3), activation, n=10, k=24))
+    model(randn(8, 64, seed=1))
+    return model
+
+
+def converted() -> nn.Sequential:
+    model = net()
+    qk.convert_(model)
+    return model
+
+
+def grads(model: nn.Module, call, x: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    call(x).float().square().sum().backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+# what the layers compute
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("granularity", ["tensor", "row", 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_quantized_linear_layer_is_linear_on_the_quantized_weight(method, granularity, dtype):
+    config = method(bits=4, granularity=granularity)
+    layer = linear(config, dtype=dtype)
+    x = randn(5, 64).to(dtype)
+    P = {"tensor": 1, "row": 24, 32: 48}[granularity]
+    (parameter,) = layer.weight_quantizer.parameters()
+    assert parameter.shape == (P,) and parameter.dtype == dtype and (parameter > 0).all()
+    function = {qk.LSQ: qk.lsq, qk.POST: qk.post}[method]
+    weight = function(layer.weight, parameter, bits=4)
+    assert torch.equal(layer(x), F.linear(x, weight, layer.bias))
+
+
+def test_an_activation_quantizer_is_the_function_too():
+    layer = linear(activation=qk.LSQ(bits=3))
+    x = randn(5, 64)
+    layer(x)
+    (step,) = layer.activation_quantizer.parameters()
+    want = F.linear(qk.lsq(x, step, bits=3), layer.weight_quantizer(layer.weight), layer.bias)
+    assert torch.equal(layer(x), want)
+
+
+@pytest.mark.parametrize(("bits", "signed"), [(4, True), (2, True), (3, False), (1, False)])
+def test_the_gradient_of_a_step_has_the_papers_factor(bits, signed):
+    """1 / sqrt(L * qmax); of activations, L counts one sample, so that the batch size does not matter."""
+    w, qmax = randn(6, 32), 2 ** (bits - signed) - 1
+    config = qk.LSQ(bits=bits, signed=signed, granularity="row")
+    for scaled in (True, False):
+        step = torch.full((6,), 0.3, requires_grad=True)
+        dataclasses.replace(config, grad_scale=scaled).quantize(w, step).sum().backward()
+        own = step.detach().clone().requires_grad_()
+        qk.lsq(w, own, bits=bits, signed=signed).sum().backward()
+        torch.testing.assert_close(step.grad, own.grad * ((32 * qmax) ** -0.5 if scaled else 1))
+    quantizer = Quantizer(qk.LSQ(bits=bits, signed=signed))
+    quantizer.calibrate(w)
+    quantizer(w).sum().backward()
+    own = quantizer.step.detach().clone().requires_grad_()
+    qk.lsq(w, own, bits=bits, signed=signed).sum().backward()
+    torch.testing.assert_close(quantizer.step.grad, own.grad * (32 * qmax) ** -0.5)
+
+
+def test_the_gradient_of_a_post_scale_has_the_releases_factor():
+    w = randn(6, 32)
+    for scaled, clip in ((True, True), (False, False)):
+        scale = torch.full((6,), 1.0, requires_grad=True)
+        weight = w.clone().requires_grad_()
+        qk.POST(bits=4, grad_scale=scaled, clip_grad=clip).quantize(weight, scale).sum().backward()
+        own = scale.detach().clone().requires_grad_()
+        qk.post(w, own, bits=4).sum().backward()
+        torch.testing.assert_close(scale.grad, own.grad * (32**-0.5 if scaled else 1))
+        assert torch.equal(weight.grad, ((w.abs() <= 1) | (not clip)).float())
+
+
+CONVS = [
+    dict(),
+    dict(stride=2, padding=1, bias=False),
+    dict(padding="same", dilation=2),
+    dict(groups=2, padding=(1, 0)),
+    dict(padding=1, padding_mode="circular"),
+    dict(padding=(2, 1), padding_mode="reflect", stride=2),
+    dict(padding="same", padding_mode="replicate", dilation=2),
+]
+
+
+@pytest.mark.parametrize("options", CONVS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv2d_honors_every_option_and_packs_to_the_same_bits(options, dtype):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 6, 3, **options).to(dtype)
+    plain = copy.deepcopy(layer)
+    quant = QuantConv2d.from_float(layer, weight=qk.POST(bits=4), activation=qk.LSQ(bits=8))
+    x = randn(2, 4, 9, 8).to(dtype)
+    y = quant(x)
+    plain.weight.data = quant.weight_quantizer(quant.weight).detach()
+    assert torch.equal(y, plain(quant.activation_quantizer(x)))
+    packed = LutConv2d.from_quant(quant)
+    assert packed.weight_lut.shape == layer.weight.shape
+    assert torch.equal(packed(x), y)
+
+
+def test_conv2d_takes_groups_and_channels_last():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(32, 8, 3).to(memory_format=torch.channels_last)
+    for granularity, P in (("tensor", 1), ("row", 8), (32, 72)):
+        quant = QuantConv2d.from_float(layer, weight=qk.LSQ(bits=3, granularity=granularity))
+        assert quant.weight_quantizer.step.shape == (P,)
+        packed = LutConv2d.from_quant(quant)
+        assert torch.equal(packed.weight_lut.dequantize(), quant.weight_quantizer(quant.weight).contiguous())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", range(2, 8))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_packed_weight_is_the_trained_weight_to_the_bit(method, bits, dtype):
+    layer = linear(method(bits=bits, granularity=32), dtype=dtype)
+    with torch.no_grad():
+        for p in layer.weight_quantizer.parameters():
+            p.mul_(torch.rand_like(p) + 0.5)
+        layer.weight[0, 0] = -0.0
+    packed = LutLinear.from_quant(layer)
+    weight = layer.weight_quantizer(layer.weight).detach()
+    got = packed.weight_lut.dequantize(dtype)
+    assert torch.equal(got, weight) and torch.equal(got.signbit(), weight.signbit())
+    if dtype == torch.float32:
+        x = randn(5, 64)
+        assert torch.equal(qk.lut_linear(x, packed.weight_lut, packed.bias, backend="reference"), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("grid", "bits", "stored"), [("release", 2, 3), ("release", 3, 4), ("release", 4, 8), ("nozero", 1, 1)]
+)
+def test_more_levels_than_bits_hold_are_stored_one_width_up(grid, bits, stored):
+    packed = LutLinear.from_quant(linear(qk.POST(bits=bits, grid=grid)))
+    assert packed.bits == stored and packed.levels.numel() == 2**bits + (grid == "release")
+
+
+# where the parameters start
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("shape", ["normal", "laplace"])
+def test_the_start_has_no_more_error_than_the_papers(method, bits, shape):
+    torch.manual_seed(0)
+    x = torch.randn(16, 300) if shape == "normal" else torch.distributions.Laplace(0.0, 1.0).sample((16, 300))
+    if method is qk.LSQ:
+        config, paper = qk.LSQ(bits=bits, signed=True), 2 * x.abs().mean(1) / (2 ** (bits - 1) - 1) ** 0.5
+    else:
+        config, paper = qk.POST(bits=bits), x.abs().sort(1).values[:, 296]  # the 297th of 300
+    (start,) = config.init(x, 16).values()
+
+    def error(parameter):
+        return (config.quantize(x, parameter) - x).square().sum(1)
+
+    assert (error(start) <= error(paper) * 1.0001).all()  # a start tried as paper * 1.0 may differ in its last bit
+    if shape == "normal" and (method is qk.LSQ or bits < 4):
+        assert error(start).sum() < 0.8 * error(paper).sum(), "the search found nothing"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_starts_positive(method):
+    config = method(bits=4, granularity="row")
+    config = dataclasses.replace(config, signed=True) if method is qk.LSQ else config
+    x = randn(4, 64)
+    x[1] = 0  # a row of zeros
+    x[2, 1:] = 0  # a row of one value
+    (start,) = config.init(x, 4).values()
+    assert (start > 0).all() and start.isfinite().all()
+    (start,) = config.init(torch.zeros(4, 64), 4).values()
+    assert (start > 0).all() and (start < 1).all()
+    for size in (1e-30, 1e30):
+        (start,) = config.init(randn(4, 64) * size, 4).values()
+        assert (start > 0.01 * size).all() and (start < 10 * size).all()
+
+
+def test_an_activation_quantizer_takes_its_sign_and_step_from_the_first_batch():
+    for x, signed in ((randn(4, 64), True), (randn(4, 64).relu(), False)):
+        layer = linear(activation=qk.LSQ(bits=4)).eval()
+        assert not layer.activation_quantizer.calibrated
+        layer(x)
+        quantizer = layer.activation_quantizer
+        assert quantizer.calibrated and quantizer.config.signed is signed
+        step = quantizer.step.item()
+        layer(10 * x)
+        assert quantizer.step.item() == step, "the second batch must change nothing"
+    fixed = linear(activation=qk.LSQ(bits=4, signed=True))
+    fixed(randn(4, 64).relu())
+    assert fixed.activation_quantizer.config.signed is True
+
+
+def test_the_first_batch_may_come_in_inference_mode():
+    layer, twin = linear(activation=ACTIVATION), linear(activation=ACTIVATION)
+    twin(randn(3, 64))
+    with torch.inference_mode():
+        layer(randn(3, 64))
+    assert torch.equal(layer.activation_quantizer.step, twin.activation_quantizer.step)
+    assert all(g.isfinite().all() for g in grads(layer, layer, randn(3, 64)))
+
+
+def test_a_batch_of_zeros_passes_and_does_not_calibrate():
+    layer = linear(activation=qk.LSQ(bits=4))
+    assert torch.equal(layer(torch.zeros(3, 64)), layer.bias.expand(3, 24))
+    assert not layer.activation_quantizer.calibrated
+    layer(randn(3, 64))
+    assert layer.activation_quantizer.calibrated
+    assert layer(torch.zeros(0, 64)).shape == (0, 24)
+
+
+def test_an_uncalibrated_quantizer_refuses_to_compile_and_says_what_to_do():
+    for call in (
+        lambda: torch.compile(linear(activation=ACTIVATION), fullgraph=True, backend="eager")(randn(3, 64)),
+        lambda: torch.export.export(linear(activation=ACTIVATION), (randn(3, 64),)),
+    ):
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match=r"not calibrated: run one batch without torch.compile, or qk.calibrate"):
+            call()
+
+
+# parameters stay positive
+
+
+def test_a_step_that_crosses_zero_keeps_its_size():
+    """No NaN, no grid of size 0: the op gets |p|, and the gradient is that of |p|."""
+    layer = linear(qk.LSQ(bits=4))
+    x, step = randn(5, 64), layer.weight_quantizer.step
+    y = layer(x)
+    g = torch.autograd.grad(y.sum(), step)[0]
+    with torch.no_grad():
+        step.neg_()
+    crossed = layer(x)
+    assert torch.equal(crossed, y)
+    assert torch.equal(torch.autograd.grad(crossed.sum(), step)[0], -g)
+    with torch.no_grad():
+        step.zero_()
+    y = layer(x)
+    assert y.isfinite().all() and torch.autograd.grad(y.sum(), step)[0].isfinite().all()
+
+
+def test_a_layer_recovers_from_an_optimizer_step_far_below_zero():
+    torch.manual_seed(0)
+    layer = linear(qk.LSQ(bits=4))
+    target = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight_quantizer.step.fill_(-0.003)
+    optimizer = torch.optim.Adam(layer.weight_quantizer.parameters(), lr=1e-3)
+    for _ in range(200):
+        error = (layer.weight_quantizer(layer.weight) - target).square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert error < 0.03 * target.square().mean()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_magnitude_is_the_parameter_itself_while_it_is_positive(dtype):
+    p = torch.cat([torch.rand(1000) * 10.0**e for e in (-7, -4, -1, 0, 4)]).to(dtype)
+    p = p[p > 0].requires_grad_()
+    assert torch.equal(magnitude(p), p.float())
+    assert torch.equal(torch.autograd.grad(magnitude(p).sum(), p)[0], torch.ones_like(p))
+    assert magnitude(torch.zeros(1)) > 0 and magnitude(torch.tensor([torch.nan])).isnan()
+
+
+# what people do to modules
+
+
+def test_a_quantized_layer_is_the_torch_layer_with_the_same_tensors_and_keys():
+    layer = nn.Linear(64, 24).eval()
+    calls = []
+    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    quant = QuantLinear.from_float(layer, weight=qk.LSQ(bits=4), activation=qk.LSQ(bits=4))
+    assert isinstance(quant, nn.Linear) and quant.weight is layer.weight and quant.bias is layer.bias
+    assert type(layer) is nn.Linear and "weight_quantizer" not in dict(layer.named_children())
+    assert not quant.training and not quant.weight_quantizer.training
+    quant(randn(2, 64))
+    handle.remove()
+    quant(randn(2, 64))
+    assert len(calls) == 1, "hooks come along and can be removed"
+    assert set(quant.state_dict()) == {
+        "weight",
+        "bias",
+        "weight_quantizer.step",
+        "weight_quantizer.calibration",
+        "activation_quantizer.step",
+        "activation_quantizer.calibration",
+    }
+    assert all(p.dim() >= 1 for p in quant.parameters()), "FSDP2 refuses 0-D parameters"
+    conv = QuantConv2d.from_float(nn.Conv2d(3, 4, 3), weight=qk.POST(bits=4))
+    assert isinstance(conv, nn.Conv2d) and {"weight", "bias"} <= set(conv.state_dict())
+
+
+def test_repr_tells_method_bits_and_state():
+    assert "LSQ(bits=4, row), P=24" in repr(linear())
+    assert "LSQ(bits=4, groups of 32), P=48" in repr(linear(qk.LSQ(bits=4, granularity=32)))
+    layer = linear(qk.POST(bits=3, grid="nozero"), qk.LSQ(bits=2))
+    assert "POST(bits=3, row, grid=nozero)" in repr(layer) and "LSQ(bits=2, tensor), P=1, new" in repr(layer)
+    layer(randn(2, 64).relu())
+    assert "LSQ(bits=2, unsigned, tensor), P=1)" in repr(layer)
+    packed = repr(LutLinear.from_quant(layer))
+    assert "in_features=64, out_features=24, bias=True, POST(bits=3, row, grid=nozero), " in packed
+    assert f"{LutLinear.from_quant(layer).weight_lut.bits_per_weight:.2f} bits/weight" in packed
+
+
+@pytest.mark.parametrize("make", [net, converted])
+def test_deepcopy_and_pickle_give_independent_equal_models(make):
+    model, x = make(), randn(3, 64)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), model(x)) and repr(twin) == repr(model)
+        for a, b in zip(twin.state_dict().values(), model.state_dict().values(), strict=True):
+            assert a.data_ptr() != b.data_ptr()
+
+
+def save_torch(state: dict) -> dict:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def save_safetensors(state: dict) -> dict:
+    return load(save({name: tensor.contiguous() for name, tensor in state.items()}))
+
+
+@pytest.mark.parametrize("through", [save_torch, save_safetensors])
+@pytest.mark.parametrize("assign", [False, True])
+def test_calibration_and_sign_survive_a_state_dict(through, assign):
+    model, x = net(), randn(3, 64, seed=2)
+    fresh = nn.Sequential(linear(activation=ACTIVATION), nn.ReLU(), linear(qk.POST(bits=3), ACTIVATION, n=10, k=24))
+    fresh.load_state_dict(through(model.state_dict()), assign=assign)
+    assert [q.config for _, q in quantizers(fresh)] == [q.config for _, q in quantizers(model)]
+    assert all(q.calibrated for _, q in quantizers(fresh))
+    assert torch.equal(torch.compile(fresh, fullgraph=True, backend="eager")(x), model(x))
+
+
+def test_the_state_before_calibration_survives_too():
+    model = net()
+    state = linear(activation=ACTIVATION).state_dict()
+    model[0].load_state_dict(state)
+    quantizer = model[0].activation_quantizer
+    assert not quantizer.calibrated and quantizer.config.signed is None
+    model(randn(3, 64).relu())
+    assert quantizer.config.signed is False
+
+
+def test_a_state_loaded_in_place_is_seen():
+    """As torch.distributed.checkpoint does: into the tensors, without load_state_dict."""
+    model, fresh = linear(activation=ACTIVATION), linear(activation=ACTIVATION)
+    x = randn(3, 64).relu()
+    model(x)
+    with torch.no_grad():
+        for name, tensor in fresh.state_dict().items():
+            tensor.copy_(model.state_dict()[name])
+    assert torch.equal(fresh(10 * x), model(10 * x)) and fresh.activation_quantizer.config.signed is False
+
+
+def test_a_state_of_another_sign_is_refused():
+    model, fresh = linear(activation=ACTIVATION), linear(activation=qk.LSQ(bits=4, signed=True))
+    model(randn(3, 64).relu())
+    with pytest.raises(RuntimeError, match="activation_quantizer: the grid must be signed=True .* got signed=False"):
+        fresh.load_state_dict(model.state_dict())
+    for value, message in (
+        ([7], "calibration must be 0, 1 or 2, got 7"),
+        ([1, 1], "size mismatch for activation_quan"),
+    ):
+        state = model.state_dict() | {"activation_quantizer.calibration": torch.tensor(value, dtype=torch.uint8)}
+        with pytest.raises(RuntimeError, match=message):
+            fresh.load_state_dict(state)
+    fresh.activation_quantizer.calibration.fill_(1)  # in place
+    with pytest.raises(ValueError, match="LSQ: the grid must be signed=True"):
+        fresh(randn(3, 64))
+
+
+def test_a_packed_layer_keeps_its_grid_exact_under_casts():
+    model = converted()
+    weights = [model[i].weight_lut.dequantize() for i in (0, 2)]
+    for cast in (
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.to(torch.float64),
+        lambda m: m.to("cpu", torch.float16),
+        lambda m: m.type(torch.float32),
+    ):
+        model = cast(model)
+        for i, weight in zip((0, 2), weights, strict=True):
+            layer = model[i]
+            assert (layer.codes.dtype, layer.levels.dtype, layer.scale.dtype) == (torch.uint8, *2 * (torch.float32,))
+            assert torch.equal(layer.weight_lut.dequantize(), weight)
+    y = model.bfloat16()(randn(3, 64).bfloat16())
+    assert y.dtype == model[0].bias.dtype == torch.bfloat16
+    assert model.to("meta")[0].levels.device.type == "meta"
+
+
+def test_a_packed_layer_trains_its_bias_and_input():
+    """What an adapter on top of packed weights needs."""
+    model, x = converted(), randn(3, 64).requires_grad_()
+    reference = net()
+    model(x).square().sum().backward()
+    own = x.detach().clone().requires_grad_()
+    reference(own).square().sum().backward()
+    torch.testing.assert_close(x.grad, own.grad)
+    torch.testing.assert_close(model[0].bias.grad, reference[0].bias.grad)
+
+
+# where modules run
+
+
+@pytest.mark.parametrize("make", [net, converted])
+def test_compiles_whole_with_gradients_for_any_batch(make):
+    model = make()
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
+    for batch in (2, 3, 5, 8, 13):
+        x = randn(batch, 64, seed=batch)
+        torch.testing.assert_close(grads(model, compiled, x), grads(model, model, x))
+    assert graphs.frame_count == 1
+
+
+def test_a_quantized_model_runs_in_bfloat16_and_under_autocast():
+    model = net(activation=None).bfloat16()
+    x = randn(5, 64)
+    assert model(x.bfloat16()).dtype == torch.bfloat16
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in grads(model, model, x.bfloat16()))
+    for make in (net, converted):
+        model = make()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x)
+            got = grads(model, model, x)
+        assert y.dtype == torch.bfloat16
+        scale = model(x).abs().max().item()
+        torch.testing.assert_close(y.float(), model(x), rtol=0, atol=0.2 * scale)  # codes of activations may flip
+        assert all(g.dtype == torch.float32 and g.isfinite().all() for g in got)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("make", [net, converted])
+def test_gradient_checkpointing_changes_nothing(make, reentrant):
+    model, x = make(), randn(5, 64).requires_grad_()
+    want = grads(model, model, x)
+    got = grads(model, lambda x: checkpoint(model, x, use_reentrant=reentrant, preserve_rng_state=False), x)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_layer_used_twice_sums_its_gradients():
+    layer, x = linear(n=64), randn(3, 64)
+    twice = grads(layer, lambda x: layer(layer(x)), x)
+    twin = copy.deepcopy(layer)
+    layer.zero_grad()
+    twin.zero_grad()
+    twin(layer(x)).square().sum().backward()
+    for got, a, b in zip(twice, layer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got, a.grad + b.grad)
+
+
+# methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubling:
+    """A method that brings its own module."""
+
+    bits: int = 2
+    granularity: str = "tensor"
+    n_levels = 4
+    parameters = positive = ()
+
+    def quantize(self, x):
+        raise AssertionError("the module is asked instead")
+
+    def module(self, shape, *, dtype, device):
+        return OwnQuantizer(self, shape, dtype, device)
+
+
+class OwnQuantizer(nn.Module):
+    def __init__(self, config, shape, dtype, device):
+        super().__init__()
+        self.config, self.calibrated = config, False
+        self.gain = nn.Parameter(torch.zeros(1, dtype=dtype, device=device))
+        self.inner = Quantizer(qk.LSQ(bits=2), shape, dtype=dtype, device=device)
+
+    def calibrate(self, x):
+        self.gain.data.fill_(2)
+        self.inner.calibrate(x)
+        self.calibrated = True
+
+    def forward(self, x):
+        return self.inner(x) * self.gain
+
+    def harden(self, x):
+        hardened = self.inner.harden(x)
+        return hardened._replace(scale=hardened.scale * self.gain.detach())
+
+
+def test_a_method_may_bring_its_own_module():
+    layer = linear(Doubling(), Doubling())
+    assert isinstance(layer.weight_quantizer, OwnQuantizer) and layer.weight_quantizer.gain.item() == 2
+    assert [name for name, _ in quantizers(layer)] == ["weight_quantizer", "activation_quantizer"]
+    layer.activation_quantizer.calibrate(randn(3, 64))
+    x, packed = randn(3, 64), LutLinear.from_quant(layer)
+    assert torch.equal(packed.weight_lut.dequantize(), layer.weight_quantizer(layer.weight))
+    torch.testing.assert_close(packed(x), layer(x))
+
+
+def test_configs_go_through_json_and_are_values():
+    for config in (qk.LSQ(bits=3, signed=False, grad_scale=False), qk.POST(bits=2, granularity=64, grid="release")):
+        assert methods.from_dict(methods.to_dict(config)) == config
+        assert hash(config) == hash(dataclasses.replace(config))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            config.bits = 8
+
+
+REFUSED = [
+    (lambda: qk.LSQ(bits=9), ValueError, "LSQ: bits must be between 1 and 8"),
+    (lambda: qk.LSQ(bits=1, signed=True), ValueError, r"LSQ: bits must be between 2 and 8 \(signed\), got 1"),
+    (lambda: qk.LSQ(bits=4.0), TypeError, "LSQ: bits must be an int, got float"),
+    (lambda: qk.LSQ(bits=4, signed="yes"), TypeError, "LSQ: signed must be a bool, got str"),
+    (lambda: qk.LSQ(bits=4, grad_scale=0.1), TypeError, "LSQ: grad_scale must be a bool, got float"),
+    (lambda: qk.LSQ(bits=4, granularity="col"), ValueError, 'granularity must be "tensor", "row" or a group size'),
+    (lambda: qk.LSQ(bits=4, granularity=0), ValueError, "group size >= 1, got 0"),
+    (lambda: qk.LSQ(bits=4, granularity=1.5), TypeError, 'granularity must be "tensor", "row" or an int, got float'),
+    (lambda: qk.LSQ(bits=4).quantize(randn(2, 4), torch.ones(1)), ValueError, "LSQ: signed must be decided"),
+    (lambda: qk.POST(bits=1), ValueError, "post: bits must be between 2 and 8"),
+    (lambda: qk.POST(bits=4, grid="log"), ValueError, "post: grid must be one of"),
+    (lambda: qk.POST(bits=8, grid="release"), ValueError, "POST: a code must fit 8 bits, got 257 levels"),
+    (lambda: qk.POST(bits=4, granularity=True), TypeError, "POST: granularity must be"),
+    (lambda: qk.POST(bits=4, clip_grad=1), TypeError, "POST: clip_grad must be a bool, got int"),
+    (lambda: qk.POST(bits=4, grad_scale=None), TypeError, "POST: grad_scale must be a bool, got NoneType"),
+    (lambda: methods.from_dict({"method": "GPTQ"}), ValueError, "method must be one of LSQ, POST.*, got 'GPTQ'"),
+    (lambda: methods.from_dict({"method": "LSQ", "bit": 3}), ValueError, "LSQ: options must be among .*, got bit"),
+    (lambda: calibration.blocks("LSQ", 48, (4, 64)), ValueError, "LSQ: the group size must divide K=64, got 48"),
+    (lambda: linear(qk.LSQ(bits=4, granularity=48)), ValueError, "LSQ: the group size must divide K=64, got 48"),
+    (lambda: linear(qk.LSQ(bits=4, granularity=16)), ValueError, "group_size must divide K=64 and be a multiple of 32"),
+    (
+        lambda: linear(activation=qk.POST(bits=4)),
+        ValueError,
+        "POST: activations need granularity=\"tensor\", got 'row'",
+    ),
+    (lambda: linear("LSQ"), TypeError, "weight must be a method's config such as qk.LSQ"),
+    (lambda: linear(qk.LSQ), TypeError, "weight must be a method's config"),
+    (lambda: linear(activation=4), TypeError, "activation must be a method's config .*, got 4"),
+    (lambda: make_quantizer(None, randn(2, 2)), TypeError, "weight must be a method's config"),
+    (
+        lambda: QuantLinear.from_float(nn.Conv2d(1, 1, 1), weight=qk.LSQ(bits=4)),
+        TypeError,
+        "exactly nn.Linear, got Conv2d",
+    ),
+    (lambda: QuantConv2d.from_float(nn.Conv1d(1, 1, 1), weight=qk.LSQ(bits=4)), TypeError, "nn.Conv2d, got Conv1d"),
+    (lambda: QuantLinear.from_float(linear(), weight=qk.LSQ(bits=4)), TypeError, "exactly nn.Linear, got QuantLinear"),
+    (
+        lambda: QuantLinear.from_float(nn.Linear(4, 4, device="meta"), weight=qk.LSQ(bits=4)),
+        ValueError,
+        "QuantLinear: its weight is on the meta device: load it first",
+    ),
+    (
+        lambda: QuantLinear.from_float(prune.identity(nn.Linear(4, 4), "weight"), weight=qk.LSQ(bits=4)),
+        ValueError,
+        "its weight must be a parameter",
+    ),
+    (
+        lambda: Quantizer(qk.LSQ(bits=4)).calibrate(torch.zeros(0)),
+        ValueError,
+        "LSQ: the tensor to calibrate on must hold",
+    ),
+    (
+        lambda: Quantizer(qk.LSQ(bits=4)).calibrate(torch.ones(1, device="meta")),
+        ValueError,
+        "must hold data, got .* meta",
+    ),
+    (lambda: Quantizer(qk.LSQ(bits=4))(torch.tensor([1, torch.nan])), ValueError, "must be finite, got 1 values that"),
+    (
+        lambda: Quantizer(qk.LSQ(bits=8), dtype=torch.float16).calibrate(randn(64) * 1e-7),
+        ValueError,
+        "LSQ: step must be positive in torch.float16, got 0",
+    ),
+    (lambda: LutLinear.from_quant(nn.Linear(4, 4)), TypeError, "LutLinear: layer must be a QuantLinear, got Linear"),
+    (lambda: LutConv2d.from_quant(linear()), TypeError, "LutConv2d: layer must be a QuantConv2d, got QuantLinear"),
+    (lambda: LutLinear(nn.Conv2d(1, 1, 1), None), TypeError, "LutLinear: layer must be a Linear, got Conv2d"),
+    (
+        lambda: LutLinear(nn.Linear(4, 4), LutLinear.from_quant(linear()).weight_lut),
+        ValueError,
+        r"must have the layer's shape \[4, 4\], got \[24, 64\]",
+    ),
+    (
+        lambda: LutLinear.from_quant(linear(activation=ACTIVATION)),
+        ValueError,
+        "its activation quantizer is not calibrated",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "exception", "message"), REFUSED)
+def test_refuses_with_reason(call, exception, message):
+    with pytest.raises(exception, match=message):
+        call()
+
+
+def test_weights_that_are_not_finite_or_not_float_are_refused():
+    layer = nn.Linear(4, 4)
+    layer.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="must be finite, got 1 values that are not"):
+        QuantLinear.from_float(layer, weight=qk.LSQ(bits=4))
+    layer = linear()
+    layer.weight.data[0, :2] = torch.inf
+    with pytest.raises(ValueError, match="its weight must be finite, got 2 values that are not"):
+        LutLinear.from_quant(layer)
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    assert refusal(layer, nn.Linear) == "its weight must be float, got torch.int8"
+
+
+def test_a_packed_weight_that_is_not_the_trained_one_is_refused(monkeypatch):
+    layer = linear()
+    honest = layer.weight_quantizer.harden
+
+    def other(weight):
+        hardened = honest(weight)
+        return hardened._replace(codes=hardened.codes.clone().index_fill_(0, torch.tensor([3]), 0))
+
+    monkeypatch.setattr(layer.weight_quantizer, "harden", other)
+    with pytest.raises(ValueError, match=r"must equal the trained quantized weight, got \d+ values that differ"):
+        LutLinear.from_quant(layer)
