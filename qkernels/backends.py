@@ -42,7 +42,7 @@ if not HAS_TRITON:
     MISSING["triton"] = "the package triton is not installed"
 
 _OPS: dict[str, dict[str, Callable]] = {}
-_HAVE: dict[str, tuple[str, ...]] = {}  # what backends_of found, until an op or a kernel is added
+_HAVE: dict[str, tuple[str, ...]] = {}  # function -> backends that have all its ops
 _library = torch.library.Library("qkernels", "FRAGMENT")
 
 
@@ -59,7 +59,6 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
     if op in _OPS:
         return getattr(torch.ops.qkernels, op).default
     kernels = _OPS[op] = {}
-    _HAVE.clear()
     for backend in ("cpu", "cuda"):
         namespace = getattr(torch.ops, f"qkernels_{backend}")
         if HAS_COMPILED and hasattr(namespace, op):
@@ -69,7 +68,9 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
 
     if reference is not None:
         kernels["reference"] = reference
-        kernels["auto"] = lambda x, *args: kernels[resolve(op.removesuffix("_fwd"), x, None)](x, *args)
+        kernels["auto"] = lambda x, *args: kernels[resolve(_function(op), x, None)](x, *args)
+
+    _note(op)
 
     def run(*args):
         *args, backend = args
@@ -95,7 +96,7 @@ def kernel(op: str, backend: str) -> Callable:
 
     def add(fn: Callable) -> Callable:
         _OPS[op][backend] = fn
-        _HAVE.clear()
+        _note(op)
         return fn
 
     return add
@@ -103,15 +104,24 @@ def kernel(op: str, backend: str) -> Callable:
 
 def backends_of(name: str) -> tuple[str, ...]:
     """The backends that have every op of the public function ``name`` (forward and backward), then "reference"."""
-    if name not in _HAVE:
-        ops = [kernels for op, kernels in _OPS.items() if op in (name, f"{name}_fwd", f"{name}_bwd")]
-        _HAVE[name] = (*(b for b in NAMES[:-1] if ops and all(b in kernels for kernels in ops)), "reference")
-    return _HAVE[name]
+    return _HAVE.get(name, ("reference",))
+
+
+def _function(op: str) -> str:
+    """The public function that an op belongs to: "lsq" for "lsq_fwd"."""
+    return op.removesuffix("_fwd").removesuffix("_bwd")
+
+
+def _note(op: str) -> None:
+    """Bring _HAVE up to date after a change to ``op``: at definition, so that no call, and no compiler, sees it change."""
+    name = _function(op)
+    ops = [kernels for other, kernels in _OPS.items() if _function(other) == name]
+    _HAVE[name] = (*(b for b in NAMES[:-1] if all(b in kernels for kernels in ops)), "reference")
 
 
 def names() -> list[str]:
     """The public functions that have ops: ["lsq", ...]."""
-    return sorted({op.removesuffix("_fwd").removesuffix("_bwd") for op in _OPS})
+    return sorted(_HAVE)
 
 
 @cache

@@ -114,8 +114,8 @@ def lsq_errors():
 
 def post_samples(device, dtype):
     variants = [
-        dict(bits=4), dict(bits=2), dict(bits=3, grid="release"), dict(bits=4, grid="nozero"), dict(bits=1, grid="nozero"),
-        dict(bits=3, clip_grad=False), dict(bits=8),
+        dict(bits=4), dict(bits=2), dict(bits=3, grid="release"), dict(bits=4, grid="nozero"),
+        dict(bits=1, grid="nozero"), dict(bits=3, clip_grad=False), dict(bits=8),
     ]  # fmt: skip
     yield from block_samples(device, dtype, variants, unit=1.5)
     for kwargs in variants:  # every level, every midpoint and its neighbors

@@ -35,7 +35,7 @@ def assert_same_bits(got: Tensor, want: Tensor, what: str) -> None:
 
 
 def assert_elementwise_grad(got: Tensor, want: Tensor, what: str) -> None:
-    """A gradient that is computed for each element alone: the reference's chain has up to 4 roundings more than a kernel."""
+    """A gradient computed for each element alone: the reference's chain has up to 4 roundings more than a kernel."""
     eps = torch.finfo(want.dtype).eps
     torch.testing.assert_close(got, want, rtol=4 * eps, atol=0, equal_nan=True, msg=lambda m: f"{what}: {m}")
 

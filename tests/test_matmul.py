@@ -57,6 +57,39 @@ def test_integers_multiply_exactly(backend, bits, N, K, P):
         assert torch.equal(qk.lut_linear(x, w, bias, backend=backend), (want + bias).float())
 
 
+compiled = pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernels are not built")
+
+
+@compiled
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_instruction_sets_agree_to_the_bit(bits, isa):
+    names, best = ["scalar", "avx2", "avx512"], isa("")
+    for N, K, P in ((17, 96, 17 * 3), (33, 257, 33), (5, 1024, 5 * 2)):
+        w, x, bias = make(N, K, bits=bits, P=P), randn(6, K), randn(N, seed=2)
+        results = []
+        for name in names[: names.index(best) + 1]:
+            assert isa(name) == name
+            results.append((qk.lut_dequantize(w, backend="cpu"), qk.lut_linear(x, w, bias, backend="cpu")))
+        for dense, y in results:
+            assert torch.equal(dense, w.dequantize()) and torch.equal(y, results[0][1])
+
+
+@compiled
+def test_a_row_gives_the_same_bits_in_any_small_batch():
+    w, x = make(40, 300, P=40), randn(32, 300)
+    together = qk.lut_linear(x, w, backend="cpu")
+    for m in (0, 1, 5, 31):
+        assert torch.equal(qk.lut_linear(x[m : m + 1], w, backend="cpu")[0], together[m])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_large_batch_gives_the_bits_of_the_dequantized_layer(dtype):
+    """What a trained layer computed, its packed form computes."""
+    w, x, bias = make(40, 96, P=40), randn(64, 96).to(dtype), randn(40).to(dtype)
+    assert torch.equal(qk.lut_linear(x, w, bias, backend="cpu"), F.linear(x, w.dequantize(dtype), bias))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", tuple(PLANES))

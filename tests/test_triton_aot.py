@@ -1,5 +1,5 @@
-"""Every Triton kernel compiled ahead of time for sm_80 and sm_90, without a GPU: it compiles, spills nothing, and its PTX
-divides with correct rounding, fuses no multiply-add and has no min or max that would swallow a NaN."""
+"""Every Triton kernel compiled ahead of time for sm_80 and sm_90, without a GPU: it compiles, spills nothing, and its
+PTX divides with correct rounding, fuses no multiply-add and has no min or max that would swallow a NaN."""
 
 import json
 import os

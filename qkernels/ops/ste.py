@@ -15,7 +15,7 @@ def ste_replace(x: Tensor, value: Tensor) -> Tensor:
 
 
 def scale_grad(x: Tensor, factor: float | None) -> Tensor:
-    """``x`` forward; its gradient is multiplied by ``factor`` (None: 1). Source: LSQ (arXiv:1902.08153), section 2.2."""
+    """``x`` forward; its gradient is multiplied by ``factor`` (None: 1). LSQ (arXiv:1902.08153), section 2.2."""
     return x if factor is None else _ScaleGrad.apply(x, factor)
 
 

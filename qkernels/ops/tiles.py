@@ -28,8 +28,11 @@ class Tiles:
 
 
 def pick(P: int, numel: int) -> Tiles:
-    """2048 elements a program of 8 warps: 8 a thread, one 16-byte load of bfloat16. With 16 a thread the backward kernels
-    need 140 registers, with 32 the forward ones 166, and too few warps fit an SM. (Counted, not yet timed on a GPU.)"""
+    """2048 elements a program of 8 warps: 8 a thread, one 16-byte load of bfloat16.
+
+    With 16 a thread the backward kernels need 140 registers, with 32 the forward ones 166, and too few warps fit an SM.
+    (Counted, not yet timed on a GPU.)
+    """
     L = numel // P
     block = min(2048, triton.next_power_of_2(max(L, 1)))
     return Tiles(P, L, min(2048 // block, triton.next_power_of_2(P)), block)
@@ -42,7 +45,7 @@ def partials(tiles: Tiles, like: Tensor) -> Tensor:
 
 @triton.jit
 def tile(P, L, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Of this program: (block indices [ROWS, 1], offsets [ROWS, BLOCK], their mask, offsets of the partial sums [ROWS])."""
+    """This program's (blocks [ROWS], offsets [ROWS, BLOCK], their mask, offsets of its partial sums [ROWS])."""
     pid = tl.program_id(0).to(tl.int64)
     rows = pid // columns * ROWS + tl.arange(0, ROWS)
     cols = pid % columns * BLOCK + tl.arange(0, BLOCK)

@@ -5,6 +5,7 @@ graph exported on a CPU runs on a GPU.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ _dequantize = backends.define(
     package=__package__,
 )
 
-_CHUNK = 1 << 22  # elements of a float32 weight that the backward holds at a time: 16 MiB
+_CHUNK = 1 << 22  # elements of a float32 weight that exist at a time: 16 MiB
+_MANY_ROWS = 33  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
 
 
 @backends.kernel("lut_dequantize", "reference")
@@ -40,6 +42,19 @@ def _reference_dequantize(codes, levels, scale, bits, group_size, n, k):
 @backends.kernel("lut_linear", "reference")
 def _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
     return reference.lut_linear(x, _reference_dequantize(codes, levels, scale, bits, group_size, n, k), bias)
+
+
+if "cpu" in backends.backends_of("lut_linear"):
+
+    @backends.kernel("lut_linear", "cpu")
+    def _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
+        if x.shape[0] < _MANY_ROWS:
+            return torch.ops.qkernels_cpu.lut_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
+        y = x.new_empty(x.shape[0], n)
+        with torch.autocast("cpu", enabled=False):
+            for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k):
+                y[:, rows] = F.linear(x, weight.to(x.dtype), None if bias is None else bias[rows].to(x.dtype))
+        return y
 
 
 @backends.kernel("lut_dequantize", "auto")
@@ -77,12 +92,19 @@ class _LutLinear(torch.autograd.Function):
 
 
 def _times_weight(g, codes, levels, scale, bits, group_size, wide) -> Tensor:
-    """g [M, N] times the weight [N, K] -> [M, K] in dtype wide; only some rows of the weight are float at a time.
-
-    "auto" whatever ran the forward: the weight is the same to the bit on every backend.
-    """
+    """g [M, N] times the weight [N, K] -> [M, K] in dtype wide."""
     n, k = g.shape[1], scale.shape[1] * group_size
     dx = g.new_zeros(g.shape[0], k, dtype=wide)
+    for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k):
+        dx.addmm_(g[:, rows].to(wide), weight.to(wide))
+    return dx
+
+
+def _row_chunks(codes, levels, scale, bits, group_size, n, k) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, weight[rows] as float32 [rows, K]), one after another: only some rows of the weight are float at a time.
+
+    "auto" whatever runs: the weight is the same to the bit on every backend.
+    """
     planes = [plane_shape(n, k, p) for p in PLANES[bits]]
     sizes = [512 * math.prod(shape) for shape in planes]
     stripes = [p.view(shape[0], -1) for p, shape in zip(codes.split(sizes), planes, strict=True)]  # [N/16, bytes]
@@ -91,9 +113,7 @@ def _times_weight(g, codes, levels, scale, bits, group_size, wide) -> Tensor:
         stop = min(start + rows, n)
         part = slice(start // 16, -(-stop // 16))
         chunk = torch.cat([plane[part].flatten() for plane in stripes])
-        weight = _dequantize(chunk, levels, scale[part], bits, group_size, stop - start, k, "auto")
-        dx.addmm_(g[:, start:stop].to(wide), weight.to(wide))
-    return dx
+        yield slice(start, stop), _dequantize(chunk, levels, scale[part], bits, group_size, stop - start, k, "auto")
 
 
 def linear(
