@@ -13,6 +13,7 @@ import torch
 from qkernels import __version__
 
 from . import quant
+from .timing import keep_memory
 
 
 def machine(device: str) -> dict:
@@ -65,7 +66,7 @@ def main() -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("bench: --device cuda needs a GPU that torch can see", file=sys.stderr)
         return 2
-    about = machine(args.device)
+    about = machine(args.device) | {"allocator": keep_memory()}
     print("  ".join(f"{k} {v}" for k, v in about.items() if v))
     print("Times faster: medians of interleaved ratios. Of copy: share of a copy's bandwidth. Saved: bytes an element.")
     print(line(None))

@@ -1,11 +1,26 @@
 """Interleaved timing. Machines are shared and noisy: a ratio is the median of ratios taken side by side, in one run."""
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+
+def keep_memory() -> str:
+    """Have glibc keep freed blocks of up to 32 MiB instead of giving them back to the system; returns what is in force.
+
+    By default every fresh output of a few MiB costs page faults, as much as the kernel's own time and by chance of what
+    lies on top of the heap. Everything that is compared allocates, so it holds for all of it.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        kept = libc.mallopt(-3, 32 << 20) and libc.mallopt(-1, (1 << 31) - 1)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    except (AttributeError, OSError):  # not glibc
+        kept = False
+    return "glibc, freed memory kept" if kept else "as the system has it"
 
 
 @dataclass(frozen=True)
@@ -51,21 +66,30 @@ def clock(device: str) -> Callable[[Callable[[], object]], float]:
 
 
 def interleave(
-    candidates: dict[str, Callable[[int], object]], device: str, seconds: float, least: int = 5
+    candidates: dict[str, Callable[[int], object]], device: str, seconds: float, *, hot: bool, least: int = 5
 ) -> dict[str, Times]:
     """Time every candidate once a round, round after round, for about ``seconds`` (at least ``least`` rounds).
 
-    A candidate takes the round's number, so that it can rotate over copies of its input.
+    candidates: name -> function of a running number, by which it can rotate over copies of its input.
+    hot: before it is timed, a candidate runs twice untimed, so that it finds its own data in the caches and not what
+        the one before it left there; the time is the mean of three calls. Else every call is timed.
     """
     once = clock(device)
-    for fn in candidates.values():
-        for i in range(2):
-            once(lambda fn=fn, i=i: fn(i))
-    us = {name: [] for name in candidates}
+    before, timed = (2, 3) if hot else (0, 1)
+    us: dict[str, list[float]] = {name: [] for name in candidates}
+    counts = dict.fromkeys(candidates, 0)
+
+    def call(name: str) -> float:
+        i, counts[name] = counts[name], counts[name] + 1
+        return once(lambda: candidates[name](i))
+
+    for name in candidates:
+        for _ in range(3):
+            call(name)
     end = time.perf_counter() + seconds
-    i = 0
-    while i < least or time.perf_counter() < end:
-        for name, fn in candidates.items():
-            us[name].append(once(lambda fn=fn, i=i: fn(i)))
-        i += 1
+    while min(len(times) for times in us.values()) < least or time.perf_counter() < end:
+        for name in candidates:
+            for _ in range(before):
+                call(name)
+            us[name].append(sum(call(name) for _ in range(timed)) / timed)
     return {name: Times(values) for name, values in us.items()}

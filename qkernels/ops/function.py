@@ -1,12 +1,14 @@
-"""Autograd Functions that cost little to call."""
-
-import inspect
+"""Calling an autograd Function at the price of a small kernel."""
 
 import torch
 
 
-def function(cls: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Class decorator: torch asks for forward's signature at every call, and working it out costs more than a small
-    kernel does; so it is worked out once."""
-    cls.forward.__signature__ = inspect.signature(cls.forward)
-    return cls
+def apply(function: type[torch.autograd.Function], *args):
+    """``function.apply(*args)``, for Functions in setup_context style whose forward has no default arguments.
+
+    torch binds the arguments to the forward's signature at every call, which costs more than a kernel does on a small
+    tensor; only torch.func and the compiler need it.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)

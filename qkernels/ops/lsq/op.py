@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import function
+from qkernels.ops.function import apply
 
 from . import reference
 
@@ -22,7 +22,6 @@ _bwd = backends.define(
 )
 
 
-@function
 class _LSQ(torch.autograd.Function):
     @staticmethod
     def forward(x, step, qmin, qmax, grad_scale, backend):
@@ -81,7 +80,9 @@ def lsq(
     backend = backends.resolve("lsq", x, backend)
     if backend == "reference":
         return restore(reference.lsq(x, step, qmin, qmax, grad_scale))
-    return restore(_LSQ.apply(x, step, qmin, qmax, grad_scale, backend))
+    if not (torch.is_grad_enabled() and (x.requires_grad or step.requires_grad)):
+        return restore(_fwd(x.contiguous(), step.contiguous(), qmin, qmax, backend))
+    return restore(apply(_LSQ, x, step, qmin, qmax, grad_scale, backend))
 
 
 def harden(x: Tensor, step: Tensor, *, bits: int, signed: bool = True) -> reference.Hardened:

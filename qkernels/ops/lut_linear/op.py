@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkernels import backends
-from qkernels.ops.function import function
+from qkernels.ops.function import apply
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape
 
 from . import reference
@@ -67,7 +67,6 @@ def _auto_linear(x, *args):
     return _linear(x, *args, backends.resolve("lut_linear", x, None))
 
 
-@function
 class _LutLinear(torch.autograd.Function):
     @staticmethod
     def forward(x, codes, levels, scale, bias, bits, group_size, n, k, backend):
@@ -146,11 +145,11 @@ def linear(
         backend = backends.resolve("lut_linear", x, backend)
     if backend == "reference":
         return _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
-    call = _linear
+    args = (x.reshape(-1, k).contiguous(), codes, levels, scale, bias, bits, group_size, n, k, backend or "auto")
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        call = _LutLinear.apply
-    rows = x.reshape(-1, k).contiguous()  # [M, K]
-    y = call(rows, codes, levels, scale, bias, bits, group_size, n, k, backend or "auto")
+        y = apply(_LutLinear, *args)
+    else:
+        y = _linear(*args)
     return y.reshape(*x.shape[:-1], n)
 
 

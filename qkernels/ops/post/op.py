@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import function
+from qkernels.ops.function import apply
 
 from . import reference
 
@@ -24,7 +24,6 @@ _bwd = backends.define(
 )
 
 
-@function
 class _POST(torch.autograd.Function):
     @staticmethod
     def forward(w, scale, count, zero, clip, grad_scale, backend):
@@ -111,7 +110,9 @@ def post(
     backend = backends.resolve("post", w, backend)
     if backend == "reference":
         return restore(reference.post(w, scale, count, zero, clip_grad, grad_scale))
-    return restore(_POST.apply(w, scale, count, zero, clip_grad, grad_scale, backend))
+    if not (torch.is_grad_enabled() and (w.requires_grad or scale.requires_grad)):
+        return restore(_fwd(w.contiguous(), scale.contiguous(), count, zero, backend))
+    return restore(apply(_POST, w, scale, count, zero, clip_grad, grad_scale, backend))
 
 
 def harden(w: Tensor, scale: Tensor, *, bits: int, grid: str = "exact") -> reference.Hardened:
