@@ -113,7 +113,7 @@ def _function(op: str) -> str:
 
 
 def _note(op: str) -> None:
-    """Bring _HAVE up to date after a change to ``op``: at definition, so that no call, and no compiler, sees it change."""
+    """Bring _HAVE up to date after a change to ``op``: at definition, so that no call or compiler sees it change."""
     name = _function(op)
     ops = [kernels for other, kernels in _OPS.items() if _function(other) == name]
     _HAVE[name] = (*(b for b in NAMES[:-1] if all(b in kernels for kernels in ops)), "reference")

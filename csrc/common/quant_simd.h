@@ -11,6 +11,12 @@
 
 namespace {
 
+// A page ahead: the hardware's prefetchers stop at the end of a page, which costs 15 % where x comes from the L3 cache.
+// Reading beyond an array is harmless to a prefetch.
+constexpr int64_t kAhead = 4096;  // bytes
+template <int write, class T>
+QK_IN void prefetch(const T* p) { __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, write); }
+
 template <template <class> class Op, class T>
 void quant_forward(const typename Op<F>::Args& args, const qk::Blocks& b, int64_t begin, int64_t end, const void* x,
                    const float* const* params, void* y) {
@@ -21,7 +27,11 @@ void quant_forward(const typename Op<F>::Args& args, const qk::Blocks& b, int64_
     T* out = static_cast<T*>(y) + p * b.L + start;
     const Op<F> op(args, params, p);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(out + i, op.value(load(in + i)));
+    for (; i + kLanes <= n; i += kLanes) {
+      prefetch<0>(in + i);
+      prefetch<1>(out + i);
+      store(out + i, op.value(load(in + i)));
+    }
     if (i < n) store_part(out + i, op.value(load_part(in + i, n - i)), n - i);
   }
 }
@@ -41,6 +51,9 @@ void quant_backward(const typename Op<F>::Args& args, const qk::Blocks& b, int64
     for (F& s : sums) s = F(0.0f);
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
+      prefetch<0>(gi + i);
+      prefetch<0>(xi + i);
+      prefetch<1>(out + i);
       store(out + i, op.grad(load(gi + i), load(xi + i), terms));
       for (int k = 0; k < kParams; k++) sums[k] = sums[k] + terms[k];
     }
