@@ -1,0 +1,255 @@
+"""``results.json`` as one page: a table and four figures, nothing fetched from anywhere."""
+
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
+
+Results = dict[str, Any]
+
+# Matplotlib draws with these colors, and the page replaces them by its own, so that figures follow light and dark.
+_INK, _SOFT, _BACK = "#010101", "#020202", "#030303"
+_SERIES = tuple(f"#0a0a{i:02x}" for i in range(6))
+_PAGE = {_INK: "currentColor", _SOFT: "var(--soft)", _BACK: "var(--back)"} | {
+    c: f"var(--series-{i})" for i, c in enumerate(_SERIES)
+}
+_DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 2, 1.2, 2)))
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+    "text.color": _INK,
+    "lines.linewidth": 1.4,
+    "axes.linewidth": 0.7,
+    **{f"{axis}tick.color": _INK for axis in "xy"},
+    **{f"{axis}tick.major.{what}": value for axis in "xy" for what, value in (("width", 0.7), ("size", 3))},
+    "ytick.minor.size": 0,
+}
+_PARTS = {
+    "codes": "codes",
+    "scale": "scales",
+    "levels": "levels",
+    "other": "biases, activation steps",
+    "header": "header",
+}
+
+
+def render(results: Results) -> str:
+    """The page as html."""
+    draw = {"accuracy": accuracy, "weights": weights, "losses": losses, "sizes": sizes}
+    with matplotlib.rc_context(_STYLE):
+        figures = {name: svg(name, figure(results)) for name, figure in draw.items()}
+    template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
+    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters |= {"count": "{:,.0f}".format, "fixed": lambda value, digits=2: f"{value:.{digits}f}"}
+    return jinja.from_string(template).render(
+        r=results,
+        figures=figures,
+        error=standard_error(results),
+        predictions=predictions(results),
+        float_steps=float_steps(results),
+        shown=_largest(results),
+    )
+
+
+def summary(results: Results) -> list[str]:
+    """What must be said below the table, in lines of less than 100 columns."""
+    settings = results["settings"]
+    return [
+        f"accuracy in % of {results['images']:,} images, each tested once in {settings['folds']}-fold "
+        f"cross-validation; standard error {standard_error(results):.2f}",
+        "nearest: the float model rounded, no training; float had as many epochs as QAT",
+        f"all weights are quantized, all layer inputs but the pixels too ({results['activation']})",
+        f"step: time of a training step against float's, side by side ({float_steps(results)})",
+        f"packed = QAT in all {predictions(results):,} predictions, made by a process that loaded the files",
+    ]
+
+
+def float_steps(results: Results) -> str:
+    """The time of a float training step of each model."""
+    return ", ".join(
+        {row["model"]: f"{row['model']} {row['float_step_ms']:.1f} ms" for row in results["rows"]}.values()
+    )
+
+
+def predictions(results: Results) -> int:
+    """How many predictions of packed models there are."""
+    return sum(len(row["predictions"]["packed"]) for row in results["rows"])
+
+
+def standard_error(results: Results) -> float:
+    """Of one accuracy, in points, at the mean QAT accuracy: sqrt(p (1 - p) / n)."""
+    p = sum(row["accuracy"]["qat"] for row in results["rows"]) / len(results["rows"]) / 100
+    return 100 * math.sqrt(p * (1 - p) / results["images"])
+
+
+def accuracy(results: Results) -> Figure:
+    """For each model and width: rounded to nearest -> trained, float as a line."""
+    figure, panels = _panels(results, height=2.9, sharey=True)
+    methods, bits = results["settings"]["methods"], results["settings"]["bits"]
+    for model, axes in panels.items():
+        level = _rows(results, model)[0]["accuracy"]["float"]
+        error = 100 * math.sqrt(level / 100 * (1 - level / 100) / results["images"])
+        axes.axhspan(level - error, level + error, color=_SOFT, alpha=0.18, lw=0)
+        axes.axhline(level, color=_INK, lw=1)
+        for row in _rows(results, model):
+            i = methods.index(row["method"])
+            at = bits.index(row["bits"]) + 0.22 * (i - (len(methods) - 1) / 2)
+            before, after = row["accuracy"]["nearest"], row["accuracy"]["qat"]
+            axes.plot([at, at], [before, after], color=_color(i), lw=1.4, alpha=0.6, zorder=2)
+            axes.plot(at, before, "o", color=_color(i), mfc=_BACK, mew=1.4, ms=6, zorder=3)
+            axes.plot(at, after, "o", color=_color(i), ms=6.5, zorder=4)
+        axes.set_xticks(range(len(bits)), [f"{b} bits" for b in bits])
+        axes.set_xlim(-0.5, len(bits) - 0.5)
+        axes.set_title(model)
+    next(iter(panels.values())).set_ylabel("accuracy, %")
+    keys = [Line2D([], [], color=_INK, lw=1, label="float ± standard error")]
+    keys += [Line2D([], [], color=_INK, marker="o", mfc=_BACK, mew=1.4, ls="", label="rounded to nearest")]
+    keys += [Line2D([], [], color=_color(i), marker="o", ls="", label=f"{m}, trained") for i, m in enumerate(methods)]
+    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), handletextpad=0.5, columnspacing=1.6)
+    return figure
+
+
+def weights(results: Results) -> Figure:
+    """Histograms of one layer's weights over their scale, before and after training, against the levels."""
+    methods, bits = results["settings"]["methods"], results["settings"]["bits"]
+    model = _largest(results)["model"]
+    figure = Figure(figsize=(7.6, 0.6 + 1.55 * len(methods)))
+    grid = figure.subplots(len(methods), len(bits), squeeze=False)
+    for row in _rows(results, model):
+        i, j = methods.index(row["method"]), bits.index(row["bits"])
+        axes, data = grid[i][j], row["histogram"]
+        edges = [
+            data["low"] + (data["high"] - data["low"]) * k / len(data["after"]) for k in range(len(data["after"]) + 1)
+        ]
+        for level in data["levels"]:
+            axes.axvline(level, color=_SOFT, lw=0.7, alpha=0.75, zorder=1)
+        axes.stairs(data["after"], edges, fill=True, color=_color(i), alpha=0.75, lw=0, zorder=2)
+        axes.stairs(data["before"], edges, color=_INK, lw=0.9, zorder=3)
+        axes.set_xlim(data["low"], data["high"])
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_title(f"{row['method']}, {row['bits']} bits", fontsize=9.5)
+    for axes in grid[-1]:
+        axes.set_xlabel("weight / scale of its row", fontsize=9)
+    keys = [
+        Line2D([], [], color=_INK, lw=0.9, label="before: the float weights"),
+        Patch(color=_SOFT, alpha=0.75, label="after training"),
+    ]
+    keys += [Line2D([], [], color=_SOFT, lw=0.7, label="levels")]
+    figure.legend(handles=keys, loc="outside upper left", ncols=3, columnspacing=1.6)
+    return figure
+
+
+def losses(results: Results) -> Figure:
+    """Training loss by epoch, mean over folds: float, then float and quantized fine-tuning from the same start."""
+    figure, panels = _panels(results, height=2.9)
+    methods, bits, start = (results["settings"][key] for key in ("methods", "bits", "epochs"))
+    for model, axes in panels.items():
+        first = _mean(results["models"][model]["losses"])
+        further = [start + 1 + k for k in range(results["settings"]["tuning_epochs"])]
+        axes.plot(range(1, start + 1), first, color=_INK, lw=1.2)
+        axes.plot(further, _mean(results["models"][model]["tuning_losses"]), color=_INK, lw=1.2)
+        for row in _rows(results, model):
+            style = _DASHES[bits.index(row["bits"]) % len(_DASHES)]
+            axes.plot(further, _mean(row["losses"]), color=_color(methods.index(row["method"])), ls=style)
+        axes.axvline(start + 0.5, color=_SOFT, lw=0.7)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("epoch")
+        axes.set_title(model)
+    next(iter(panels.values())).set_ylabel("training loss")
+    keys = [Line2D([], [], color=_INK, lw=1.2, label="float")]
+    keys += [Line2D([], [], color=_color(i), label=m) for i, m in enumerate(methods)]
+    keys += [
+        Line2D([], [], color=_INK, lw=1.2, ls=_DASHES[j % len(_DASHES)], label=f"{b} bits") for j, b in enumerate(bits)
+    ]
+    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), columnspacing=1.4)
+    return figure
+
+
+def sizes(results: Results) -> Figure:
+    """What the bytes of each packed file are."""
+    figure, panels = _panels(results, height=0.95 + 0.24 * len(results["rows"]) / len(results["models"]), sharey=True)
+    for model, axes in panels.items():
+        rows = _rows(results, model)[::-1]
+        left = [0.0] * len(rows)
+        for i, part in enumerate(_PARTS):
+            widths = [row["bytes"][part] / 1000 for row in rows]
+            axes.barh(range(len(rows)), widths, 0.68, left=left, color=_color(i), lw=0)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        for at, (row, end) in enumerate(zip(rows, left, strict=True)):
+            share = row["float_file_bytes"] / row["file_bytes"]
+            axes.annotate(f"1/{share:.1f}", (end, at), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.set_yticks(range(len(rows)), [f"{row['method']} {row['bits']} bits" for row in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(0, 1.14 * max(left))
+        axes.set_xlabel("kB")
+        axes.set_title(f"{model}: {rows[0]['float_file_bytes'] / 1000:.1f} kB in float")
+    keys = [Patch(color=_color(i), label=label) for i, label in enumerate(_PARTS.values())]
+    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), handlelength=1, columnspacing=1.4)
+    return figure
+
+
+def svg(name: str, figure: Figure) -> Markup:
+    """The figure as an element of the page: no prologue, no metadata, no address, the page's colors."""
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # ids that do not clash with another figure's
+        figure.savefig(stream, format="svg")
+    text = stream.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
+    text = re.sub(r'<svg([^>]*?)\swidth="[^"]*"', r"<svg\1", text)
+    text = re.sub(r'<svg([^>]*?)\sheight="[^"]*"', r'<svg\1 role="img"', text)
+    text = re.sub(r'id="(figure|axes|patch|text|line2d|legend|matplotlib\.axis|xtick|ytick)_\d+"', "", text)
+    for color, variable in _PAGE.items():
+        text = text.replace(color, variable)
+    return Markup(text)
+
+
+def _panels(results: Results, height: float, sharey: bool = False) -> tuple[Figure, dict[str, Axes]]:
+    """One panel for each model, side by side."""
+    figure = Figure(figsize=(7.6, height))
+    panels = figure.subplots(1, len(results["models"]), squeeze=False, sharey=sharey)[0]
+    return figure, dict(zip(results["models"], panels, strict=True))
+
+
+def _rows(results: Results, model: str) -> list[dict[str, Any]]:
+    return [row for row in results["rows"] if row["model"] == model]
+
+
+def _largest(results: Results) -> dict[str, Any]:
+    """The first row of the model whose histogram counts most weights."""
+    return max(results["rows"], key=lambda row: sum(row["histogram"]["after"]))
+
+
+def _mean(curves: list[list[float]]) -> list[float]:
+    return [sum(values) / len(values) for values in zip(*curves, strict=True)]
+
+
+def _color(i: int) -> str:
+    return _SERIES[i % len(_SERIES)]
