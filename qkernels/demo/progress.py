@@ -121,7 +121,7 @@ class OnTerminal:
 
     def finish(self, rows: list["Row"], summary: list[str], report: Path) -> None:
         self.stop()
-        self.console.print(self._table())
+        self.console.print(self._table(), "")
         for line in summary:
             self.console.print(line, style="dim", highlight=False, markup=False)
         self.console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
