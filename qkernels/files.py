@@ -414,7 +414,9 @@ def _read_model_config(
             f"layer {name!r} must be kind, method and activation, got {entry}",
         )
         kind, activation = entry["kind"], entry["activation"]
-        _require(kind in _KINDS, f"layer {name!r} must be one of {', '.join(_KINDS)}, got {kind!r}")
+        _require(
+            isinstance(kind, str) and kind in _KINDS, f"layer {name!r} must be one of {', '.join(_KINDS)}, got {kind!r}"
+        )
         _require(isinstance(entry["method"], str), f"layer {name!r}: method must be a string, got {entry['method']!r}")
         _require(
             activation is None or isinstance(activation, dict),
@@ -461,6 +463,11 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             there.is_meta or torch.promote_types(there.dtype, tensor.dtype) == there.dtype,
             f"tensor {name!r} must fit the model's {there.dtype}, got {tensor.dtype}: cast the model first",
         )
+    for name, module in model.named_modules():
+        if isinstance(module, (LutLinear, LutConv2d)):
+            for key, tensor in tensors.items():
+                own = key.startswith(f"{name}.activation_quantizer.") and tensor.is_floating_point()
+                _require(not own or bool(tensor.isfinite().all()), f"tensor {key!r} must be finite, got other values")
     model.load_state_dict(tensors, strict=False, assign=any(tensor.is_meta for tensor in state.values()))
 
 

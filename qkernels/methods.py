@@ -72,7 +72,7 @@ def from_dict(data: dict[str, Any]) -> Method:
     """Invert ``to_dict``. ValueError for an unknown method or option; the config checks the values."""
     options = dict(data)
     name = options.pop("method", None)
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
     known = {field.name for field in dataclasses.fields(METHODS[name])}
     if unknown := sorted(options.keys() - known):

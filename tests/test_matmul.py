@@ -83,11 +83,27 @@ def test_a_row_gives_the_same_bits_in_any_small_batch():
 
 
 @compiled
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_large_batch_gives_the_bits_of_the_dequantized_layer(dtype):
-    """What a trained layer computed, its packed form computes."""
-    w, x, bias = make(40, 96, P=40), randn(64, 96).to(dtype), randn(40).to(dtype)
-    assert torch.equal(qk.lut_linear(x, w, bias, backend="cpu"), F.linear(x, w.dequantize(dtype), bias))
+def test_a_large_batch_gives_the_bits_of_the_dequantized_layer():
+    """What a trained float32 layer computed, its packed form computes."""
+    w, x, bias = make(40, 96, P=40), randn(64, 96), randn(40)
+    assert torch.equal(qk.lut_linear(x, w, bias, backend="cpu"), F.linear(x, w.dequantize(), bias))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("factor", [1e-8, 1.0, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_weight_is_not_rounded_to_the_dtype_of_x(backend, dtype, factor):
+    """Scales that float16 cannot hold, for few and for many rows: the same accuracy."""
+    w = make(64, 256, P=64)
+    w = dataclasses.replace(w, scale=w.scale * factor)
+    for M in (4, 40):
+        x = (randn(M, 256) / factor**0.5).to(dtype)
+        truth = F.linear(x.double(), w.dequantize(torch.float64))
+        y = qk.lut_linear(x, w, backend=backend)
+        if truth.abs().max() > torch.finfo(dtype).max:
+            continue
+        allowed = torch.finfo(dtype).eps * truth.abs() + torch.finfo(torch.float32).eps * 256 * truth.abs().max()
+        assert ((y.double() - truth).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -612,7 +612,7 @@ REFUSED = [
     (
         lambda: Quantizer(qk.LSQ(bits=8), dtype=torch.float16).calibrate(randn(64) * 1e-7),
         ValueError,
-        "LSQ: step must be positive in torch.float16, got 0",
+        "LSQ: step must be positive and finite in torch.float16, got 0",
     ),
     (lambda: LutLinear.from_quant(nn.Linear(4, 4)), TypeError, "LutLinear: layer must be a QuantLinear, got Linear"),
     (lambda: LutConv2d.from_quant(linear()), TypeError, "LutConv2d: layer must be a QuantConv2d, got QuantLinear"),
@@ -661,3 +661,63 @@ def test_a_packed_weight_that_is_not_the_trained_one_is_refused(monkeypatch):
     monkeypatch.setattr(layer.weight_quantizer, "harden", other)
     with pytest.raises(ValueError, match=r"must equal the trained quantized weight, got \d+ values that differ"):
         LutLinear.from_quant(layer)
+
+
+def test_a_layer_that_was_compiled_in_place_is_quantized():
+    """Module.compile() keeps a call bound to the old layer; it must not be carried over."""
+    model, x = nn.Sequential(nn.Linear(64, 32)), torch.randn(3, 64)
+    model[0].compile(backend="eager")
+    before = model(x)
+    qk.prepare_(model, [(nn.Linear, qk.LSQ(bits=2))])
+    assert not torch.equal(model(x), before)
+    model[0].compile(backend="eager")
+    model(x)
+    qk.convert_(model)
+    model[0].levels.zero_()
+    assert torch.equal(model(x), model[0].bias.expand(3, 32))
+
+
+def test_a_forward_set_on_the_instance_is_refused():
+    model = nn.Sequential(nn.Linear(8, 4))
+    forward = model[0].forward
+    model[0].forward = lambda x: forward(x)
+    assert "set on the instance" in qk.plan(model, [("*", qk.LSQ(bits=4))]).layers[0].reason
+    with pytest.raises(ValueError, match="set on the instance"):
+        qk.nn.QuantLinear.from_float(model[0], weight=qk.LSQ(bits=4))
+    trained = nn.Sequential(nn.Linear(8, 4))
+    qk.prepare_(trained, [("*", qk.LSQ(bits=4))])
+    own = trained[0].forward
+    trained[0].forward = lambda x: own(x)
+    with pytest.raises(ValueError, match="convert_: layer '0'.*set on the instance"):
+        qk.convert_(trained)
+
+
+def test_huge_weights_start_with_a_finite_step():
+    layer = nn.Linear(64, 32)
+    with torch.no_grad():
+        layer.weight.mul_(1e38)
+    quantized = qk.nn.QuantLinear.from_float(layer, weight=qk.LSQ(bits=4))
+    assert quantized.weight_quantizer.step.isfinite().all()
+    assert quantized.weight_quantizer(layer.weight).isfinite().all()
+
+
+def test_a_broken_activation_step_is_not_packed():
+    model = nn.Sequential(nn.Linear(8, 4))
+    qk.prepare_(model, [("*", (qk.LSQ(bits=4), qk.LSQ(bits=4)))])
+    qk.calibrate(model, torch.randn(5, 8))
+    with torch.no_grad():
+        model[0].activation_quantizer.step.fill_(torch.nan)
+    with pytest.raises(ValueError, match="convert_: layer '0'.*step must be finite, got nan"):
+        qk.convert_(model)
+
+
+def test_a_broken_activation_step_is_not_loaded(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 4))
+    qk.prepare_(model, [("*", (qk.LSQ(bits=4), qk.LSQ(bits=4)))])
+    qk.calibrate(model, torch.randn(5, 8))
+    qk.convert_(model)
+    with torch.no_grad():
+        model[0].activation_quantizer.step.fill_(torch.nan)
+    qk.save_packed(model, tmp_path)
+    with pytest.raises(ValueError, match="0.activation_quantizer.step' must be finite"):
+        qk.load_packed(nn.Sequential(nn.Linear(8, 4)), tmp_path)

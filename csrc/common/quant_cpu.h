@@ -34,6 +34,16 @@ std::array<const float*, N> param_pointers(const std::array<Tensor, N>& params) 
   return pointers;
 }
 
+// The geometry of x [P, L]; refuses what would read or write elsewhere.
+template <size_t N>
+Blocks checked_blocks(const Tensor& x, const std::array<Tensor, N>& params) {
+  const int64_t P = params[0].numel();
+  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous");
+  STD_TORCH_CHECK(P > 0 && x.numel() % P == 0, "P must divide x.numel()=", x.numel(), ", got P=", P);
+  for (const Tensor& p : params) STD_TORCH_CHECK(p.numel() == P, "parameters must have P=", P, " values, got ", p.numel());
+  return make_blocks(P, x.numel());
+}
+
 // Jobs per thread at least: below 16 Ki elements a second thread costs more than it brings.
 inline int64_t grain(const Blocks& b) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, std::min(b.L, kChunk))); }
 
@@ -41,7 +51,7 @@ template <class Args, size_t N>
 Tensor quant_forward(const QuantKernels<Args>& kernels, const Args& args, const Tensor& x, const std::array<Tensor, N>& params) {
   Tensor y = torch::stable::empty_like(x);
   const auto pointers = param_pointers(params);
-  const Blocks b = make_blocks(params[0].numel(), x.numel());
+  const Blocks b = checked_blocks(x, params);
   const auto kernel = kernels.forward[dtype_index(x)];
   const void* in = x.data_ptr();
   void* out = y.data_ptr();
@@ -55,10 +65,11 @@ Tensor quant_forward(const QuantKernels<Args>& kernels, const Args& args, const 
 template <class Args, size_t N>
 std::pair<Tensor, std::array<Tensor, N>> quant_backward(const QuantKernels<Args>& kernels, const Args& args, const Tensor& g,
                                                         const Tensor& x, const std::array<Tensor, N>& params) {
-  STD_TORCH_CHECK(g.scalar_type() == x.scalar_type() && g.numel() == x.numel(), "g must be like x");
+  STD_TORCH_CHECK(g.scalar_type() == x.scalar_type() && g.numel() == x.numel() && g.is_contiguous(),
+                  "g must be contiguous and like x");
   Tensor dx = torch::stable::empty_like(x);
   const auto pointers = param_pointers(params);
-  const Blocks b = make_blocks(params[0].numel(), x.numel());
+  const Blocks b = checked_blocks(x, params);
   const auto kernel = kernels.backward[dtype_index(x)];
   std::vector<double> partial(b.jobs * N);
   const void *gi = g.data_ptr(), *xi = x.data_ptr();

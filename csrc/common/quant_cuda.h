@@ -42,12 +42,22 @@ Params<N> device_params(const std::array<Tensor, N>& params) {
   return r;
 }
 
+// The geometry of x [P, L]; refuses what would read or write elsewhere.
+template <int N>
+Blocks checked_cuda_blocks(const Tensor& x, const std::array<Tensor, N>& params) {
+  const int64_t P = params[0].numel();
+  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous");
+  STD_TORCH_CHECK(P > 0 && x.numel() % P == 0, "P must divide x.numel()=", x.numel(), ", got P=", P);
+  for (const Tensor& p : params) STD_TORCH_CHECK(p.numel() == P, "parameters must have P=", P, " values, got ", p.numel());
+  return make_blocks(P, x.numel());
+}
+
 template <class Args, int N>
 Tensor quant_forward(const char* name, const QuantCudaKernels<Args, N>& kernels, const Args& args, const Tensor& x,
                      const std::array<Tensor, N>& params) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor y = torch::stable::empty_like(x);
-  const Blocks b = make_blocks(params[0].numel(), x.numel());
+  const Blocks b = checked_cuda_blocks<N>(x, params);
   check(kernels.forward[cuda_dtype_index(x)](args, b, x.data_ptr(), device_params<N>(params), y.data_ptr(), current_stream(x)), name);
   return y;
 }
@@ -56,9 +66,10 @@ Tensor quant_forward(const char* name, const QuantCudaKernels<Args, N>& kernels,
 template <class Args, int N>
 std::pair<Tensor, Tensor> quant_backward(const char* name, const QuantCudaKernels<Args, N>& kernels, const Args& args,
                                          const Tensor& g, const Tensor& x, const std::array<Tensor, N>& params) {
-  STD_TORCH_CHECK(g.scalar_type() == x.scalar_type() && g.numel() == x.numel(), "g must be like x");
+  STD_TORCH_CHECK(g.scalar_type() == x.scalar_type() && g.numel() == x.numel() && g.is_contiguous(),
+                  "g must be contiguous and like x");
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const Blocks b = make_blocks(params[0].numel(), x.numel());
+  const Blocks b = checked_cuda_blocks<N>(x, params);
   Tensor dx = torch::stable::empty_like(x);
   Tensor partial = torch::stable::new_zeros(params[0], {b.jobs * N}), grads = torch::stable::new_zeros(params[0], {N, params[0].numel()});
   check(kernels.backward[cuda_dtype_index(x)](args, b, g.data_ptr(), x.data_ptr(), device_params<N>(params), dx.data_ptr(),

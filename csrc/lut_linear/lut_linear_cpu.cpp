@@ -24,7 +24,9 @@ struct Weight {
     STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(), "codes must be uint8 and contiguous");
     STD_TORCH_CHECK(table.scalar_type() == ScalarType::Float && table.is_contiguous() && table.numel() <= 256,
                     "levels must be float32, contiguous, at most 256");
-    STD_TORCH_CHECK(group > 0 && k % group == 0, "group_size must divide k");
+    STD_TORCH_CHECK(bits == 1 || bits == 2 || bits == 3 || bits == 4 || bits == 8, "bits must be 1, 2, 3, 4 or 8, got ", bits);
+    STD_TORCH_CHECK(n > 0 && k > 0, "n and k must be positive, got ", n, " and ", k);
+    STD_TORCH_CHECK(group > 0 && k % group == 0, "group_size must divide k=", k, ", got ", group);
     int64_t bytes = 0;
     for (int64_t p : bits == 3 ? std::vector<int64_t>{2, 1} : std::vector<int64_t>{bits})
       bytes += (n + 15) / 16 * ((k + 256 / p - 1) / (256 / p)) * 512;
@@ -52,8 +54,9 @@ Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, i
 Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
                   int64_t group_size, int64_t n, int64_t k) {
   const Weight w(codes, levels, scale, bits, group_size, n, k);
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
+  STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
   const int64_t M = x.size(0), ld = (k + 15) / 16 * 16;
-  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k]");
   const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
   const float* rows = static_cast<const float*>(wide.data_ptr());
   std::vector<float> padded;

@@ -59,10 +59,15 @@ class QuantConv2d(nn.Conv2d):
         return self._conv_forward(x, self.weight_quantizer(self.weight), self.bias)
 
 
+_PATCHED = "its forward must be its class's own, got one set on the instance (by a hook of another library): remove it"
+
+
 def refusal(layer: nn.Module, kind: type[nn.Module]) -> str | None:
     """Why ``layer`` has no quantized form made from ``kind``, or None if it has one."""
     if type(layer) is not kind:
         return f"must be exactly nn.{kind.__name__}, got {type(layer).__name__}"
+    if "forward" in layer.__dict__:
+        return _PATCHED
     weight = layer._parameters.get("weight")
     if weight is None:
         return "its weight must be a parameter (weight_norm and pruning compute it: remove them first)"
@@ -94,7 +99,10 @@ def adopt(self: nn.Module, layer: nn.Module, kind: type[nn.Module], weight: Meth
 
 def take_over(self: nn.Module, layer: nn.Module) -> None:
     """Make a new module of everything ``layer`` is: options, hooks, mode, and the same tensors and submodules."""
+    if "forward" in layer.__dict__:
+        raise ValueError(_PATCHED)
     nn.Module.__init__(self)
     self.__dict__.update(layer.__dict__)
+    self.__dict__.pop("_compiled_call_impl", None)  # of Module.compile(): it would go on calling the old layer
     for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         self.__dict__[name] = layer.__dict__[name].copy()

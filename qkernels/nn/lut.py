@@ -55,6 +55,8 @@ class _Lut(nn.Module):
         activation = layer.activation_quantizer
         if activation is not None and not activation.calibrated:
             raise ValueError("its activation quantizer is not calibrated: run a batch, or qk.calibrate(model, *batch)")
+        if why := broken(activation):
+            raise ValueError(why)
         return cls(layer, pack_weight(layer), method=describe(layer.weight_quantizer.config))
 
     @property
@@ -121,6 +123,14 @@ class LutConv2d(_Lut):
             x, self.codes, self.levels, self.scale, self.bias, self.stride, padding, self.dilation, self.groups,
             bits=self.bits, group_size=self.group_size, shape=self.weight_shape,
         )  # fmt: skip
+
+
+def broken(activation: nn.Module | None) -> str | None:
+    """Why an activation quantizer cannot be used for inference, or None."""
+    for name, p in [] if activation is None else activation.named_parameters():
+        if not p.isfinite().all():
+            return f"its activation quantizer's {name} must be finite, got {p[~p.isfinite()][0].item()}"
+    return None
 
 
 def packed_bits(n_levels: int) -> int:

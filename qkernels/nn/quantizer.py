@@ -107,8 +107,9 @@ class Quantizer(nn.Module):
             if self._activation:
                 value = _over_ranks(value, mean=True)
             value = value.to(parameters[key].dtype)
-            if key in config.positive and not (value > 0).all():
-                raise ValueError(f"{name}: {key} must be positive in {value.dtype}, got {value.min().item():g}")
+            if key in config.positive and not ((value > 0) & value.isfinite()).all():
+                bad = value[~((value > 0) & value.isfinite())][0].item()
+                raise ValueError(f"{name}: {key} must be positive and finite in {value.dtype}, got {bad:g}")
             parameters[key].copy_(value)
         self.config, self.calibrated = config, True
         self.calibration.fill_(_SIGNED if getattr(config, "signed", True) else _UNSIGNED)

@@ -15,7 +15,8 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def prepare(name: str, x: Tensor, **parameters: Tensor) -> tuple[Tensor, list[Tensor], Callable[[Tensor], Tensor]]:
     """Check x and its parameters; returns (x, parameters as float32 [P], restore).
 
-    ``restore`` undoes on the result what was done to x: a channels_last x is handed over as its contiguous view.
+    ``restore`` undoes on the result what was done to x: a channels_last x is handed over as its contiguous view. (Not
+    when compiled: Inductor fails on the strides of such a view where sizes are symbolic, torch 2.13.)
     Each parameter has 1 or P values, with the largest as the common P; autograd sums the gradient of an expanded one.
     """
     if not isinstance(x, Tensor):
@@ -39,7 +40,7 @@ def prepare(name: str, x: Tensor, **parameters: Tensor) -> tuple[Tensor, list[Te
     if P == 0 or x.numel() % P:
         raise ValueError(f"{name}: P must divide x.numel()={x.numel()}, got P={P}")
     values = [p.to(torch.float32) if p.shape[0] == P else p.to(torch.float32).expand(P) for p in parameters.values()]
-    if not x.is_contiguous() and P in (1, x.shape[0] if x.dim() else 1):
+    if not torch.compiler.is_compiling() and not x.is_contiguous() and P in (1, x.shape[0] if x.dim() else 1):
         last = _CHANNELS_LAST.get(x.dim())
         if last is not None and x.is_contiguous(memory_format=last):
             return x.movedim(1, -1), values, lambda y: y.movedim(-1, 1)

@@ -1,14 +1,24 @@
 """Calling an autograd Function at the price of a small kernel."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 
-def apply(function: type[torch.autograd.Function], *args):
-    """``function.apply(*args)``, for Functions in setup_context style whose forward has no default arguments.
+def call(function: type[torch.autograd.Function], forward: Callable, *args):
+    """``function.apply(*args)`` where something may ask for a derivative, else ``forward(*args)``.
 
-    torch binds the arguments to the forward's signature at every call, which costs more than a kernel does on a small
-    tensor; only torch.func and the compiler need it.
+    function is in setup_context style, its forward without default arguments. torch binds the arguments of such a
+    Function to its signature at every call, which costs more than a kernel does on a small tensor; only torch.func and
+    the compiler need it.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)
+    if torch.compiler.is_compiling():
+        needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        return function.apply(*args) if needed else forward(*args)
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return function.apply(*args)  # there requires_grad says nothing
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return super(torch.autograd.Function, function).apply(*args)
+    return forward(*args)

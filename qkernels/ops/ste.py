@@ -20,6 +20,8 @@ def scale_grad(x: Tensor, factor: float | None) -> Tensor:
 
 
 class _Replace(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, value):
         return value.clone()
@@ -34,6 +36,8 @@ class _Replace(torch.autograd.Function):
 
 
 class _ScaleGrad(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, factor):
         return x.clone()

@@ -53,7 +53,7 @@ class LSQ:
         K = numel / x.shape[0].
         """
         qmax = self._qmax()
-        mean = x.detach().abs().float().reshape(P, -1).mean(1)  # [P]
+        mean = x.detach().abs().double().reshape(P, -1).mean(1).float()  # [P]; in float32 the sum may overflow
         start = calibration.fill_empty(mean, (x.numel() / x.shape[0]) ** -0.5) * (2 * qmax**-0.5)
         signed = self._signed()
         return {"step": calibration.least_error(x, start, lambda x, s: op.lsq(x, s, bits=self.bits, signed=signed))}

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import apply
+from qkernels.ops.function import call
 
 from . import reference
 
@@ -23,6 +23,8 @@ _bwd = backends.define(
 
 
 class _LSQ(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, step, qmin, qmax, grad_scale, backend):
         return _fwd(x.contiguous(), step.contiguous(), qmin, qmax, backend)
@@ -62,7 +64,8 @@ def lsq(
         bits: 2 to 8 (unsigned: 1 to 8).
         signed: whether the grid has negative levels.
         grad_scale: factor on step's gradient; None is 1. The paper's is 1 / sqrt(L * qmax).
-        backend: "reference" | "cpu" | "cuda" | "triton"; None picks the fastest that can run.
+        backend: "reference" | "cpu" | "cuda" | "triton"; None picks the fastest that can run. An exported graph chooses
+            when it runs, and has no gradients here.
 
     Returns:
         Tensor like x; contiguous, or channels_last where x is. A NaN stays where it was: its dx is 0, its block's dstep
@@ -80,9 +83,7 @@ def lsq(
     backend = backends.resolve("lsq", x, backend)
     if backend == "reference":
         return restore(reference.lsq(x, step, qmin, qmax, grad_scale))
-    if not (torch.is_grad_enabled() and (x.requires_grad or step.requires_grad)):
-        return restore(_fwd(x.contiguous(), step.contiguous(), qmin, qmax, backend))
-    return restore(apply(_LSQ, x, step, qmin, qmax, grad_scale, backend))
+    return restore(call(_LSQ, _LSQ.forward, x, step, qmin, qmax, grad_scale, backend))
 
 
 def harden(x: Tensor, step: Tensor, *, bits: int, signed: bool = True) -> reference.Hardened:

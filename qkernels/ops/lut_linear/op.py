@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkernels import backends
-from qkernels.ops.function import apply
+from qkernels.ops.function import call
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape
 
 from . import reference
@@ -50,10 +50,10 @@ if "cpu" in backends.backends_of("lut_linear"):
     def _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
         if x.shape[0] < _MANY_ROWS:
             return torch.ops.qkernels_cpu.lut_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
-        y = x.new_empty(x.shape[0], n)
+        y, wide = x.new_empty(x.shape[0], n), x.float()  # the weight stays exact: not in x's dtype
         with torch.autocast("cpu", enabled=False):
             for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k):
-                y[:, rows] = F.linear(x, weight.to(x.dtype), None if bias is None else bias[rows].to(x.dtype))
+                y[:, rows] = F.linear(wide, weight, None if bias is None else bias[rows].float())
         return y
 
 
@@ -68,6 +68,8 @@ def _auto_linear(x, *args):
 
 
 class _LutLinear(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, codes, levels, scale, bias, bits, group_size, n, k, backend):
         return _linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend)
@@ -146,10 +148,7 @@ def linear(
     if backend == "reference":
         return _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
     args = (x.reshape(-1, k).contiguous(), codes, levels, scale, bias, bits, group_size, n, k, backend or "auto")
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        y = apply(_LutLinear, *args)
-    else:
-        y = _linear(*args)
+    y = call(_LutLinear, _linear, *args)
     return y.reshape(*x.shape[:-1], n)
 
 

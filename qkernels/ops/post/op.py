@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import apply
+from qkernels.ops.function import call
 
 from . import reference
 
@@ -25,6 +25,8 @@ _bwd = backends.define(
 
 
 class _POST(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(w, scale, count, zero, clip, grad_scale, backend):
         return _fwd(w.contiguous(), scale.contiguous(), count, zero, backend)
@@ -93,7 +95,8 @@ def post(
         grid: "exact" | "release" | "nozero"; see ``post_levels``.
         clip_grad: whether clipped weights get no gradient.
         grad_scale: factor on scale's gradient; None is 1. The release's is 1 / sqrt(L).
-        backend: "reference" | "cpu" | "cuda" | "triton"; None picks the fastest that can run.
+        backend: "reference" | "cpu" | "cuda" | "triton"; None picks the fastest that can run. An exported graph chooses
+            when it runs, and has no gradients here.
 
     Returns:
         Tensor like w. A NaN stays where it was: its dw is 0, its block's dscale NaN.
@@ -110,9 +113,7 @@ def post(
     backend = backends.resolve("post", w, backend)
     if backend == "reference":
         return restore(reference.post(w, scale, count, zero, clip_grad, grad_scale))
-    if not (torch.is_grad_enabled() and (w.requires_grad or scale.requires_grad)):
-        return restore(_fwd(w.contiguous(), scale.contiguous(), count, zero, backend))
-    return restore(apply(_POST, w, scale, count, zero, clip_grad, grad_scale, backend))
+    return restore(call(_POST, _POST.forward, w, scale, count, zero, clip_grad, grad_scale, backend))
 
 
 def harden(w: Tensor, scale: Tensor, *, bits: int, grid: str = "exact") -> reference.Hardened:
