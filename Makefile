@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BUILD := build/cmake-$(shell $(PYTHON) -c 'import sys; print(sys.implementation.cache_tag)' 2>/dev/null)
 native := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
 .PHONY: demo test bench gpu lint clean

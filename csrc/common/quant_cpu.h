@@ -2,47 +2,14 @@
 // float32 [P], contiguous. (The Python side has checked what a user can get wrong.)
 #pragma once
 #include <algorithm>
-#include <array>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 #include <vector>
 #include "export.h"
 #include "isa.h"
 #include "quant_kernels.h"
+#include "tensors.h"
 
 namespace qk {
-
-using torch::stable::Tensor;
-
-inline int dtype_index(const Tensor& x) {
-  using torch::headeronly::ScalarType;
-  const ScalarType t = x.scalar_type();
-  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, "needs float32, float16 or bfloat16");
-  return t == ScalarType::Float ? 0 : t == ScalarType::Half ? 1 : 2;
-}
-
-template <size_t N>
-std::array<const float*, N> param_pointers(const std::array<Tensor, N>& params) {
-  std::array<const float*, N> pointers;
-  for (size_t i = 0; i < N; i++) {
-    STD_TORCH_CHECK(params[i].scalar_type() == torch::headeronly::ScalarType::Float && params[i].is_contiguous(),
-                    "parameters must be float32 and contiguous");
-    pointers[i] = static_cast<const float*>(params[i].data_ptr());
-  }
-  return pointers;
-}
-
-// The geometry of x [P, L]; refuses what would read or write elsewhere.
-template <size_t N>
-Blocks checked_blocks(const Tensor& x, const std::array<Tensor, N>& params) {
-  const int64_t P = params[0].numel();
-  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous");
-  STD_TORCH_CHECK(P > 0 && x.numel() % P == 0, "P must divide x.numel()=", x.numel(), ", got P=", P);
-  for (const Tensor& p : params) STD_TORCH_CHECK(p.numel() == P, "parameters must have P=", P, " values, got ", p.numel());
-  return make_blocks(P, x.numel());
-}
 
 // Jobs per thread at least: below 16 Ki elements a second thread costs more than it brings.
 inline int64_t grain(const Blocks& b) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, std::min(b.L, kChunk))); }
@@ -65,8 +32,7 @@ Tensor quant_forward(const QuantKernels<Args>& kernels, const Args& args, const 
 template <class Args, size_t N>
 std::pair<Tensor, std::array<Tensor, N>> quant_backward(const QuantKernels<Args>& kernels, const Args& args, const Tensor& g,
                                                         const Tensor& x, const std::array<Tensor, N>& params) {
-  STD_TORCH_CHECK(g.scalar_type() == x.scalar_type() && g.numel() == x.numel() && g.is_contiguous(),
-                  "g must be contiguous and like x");
+  check_gradient(g, x);
   Tensor dx = torch::stable::empty_like(x);
   const auto pointers = param_pointers(params);
   const Blocks b = checked_blocks(x, params);

@@ -1,0 +1,47 @@
+// What the CPU and CUDA bindings of block-wise quantizers check and read from their tensors.
+#pragma once
+#include <array>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+#include "blocks.h"
+
+namespace qk {
+
+using torch::stable::Tensor;
+
+// Index into a table of kernels: 0 float32, 1 float16, 2 bfloat16.
+inline int dtype_index(const Tensor& x) {
+  using torch::headeronly::ScalarType;
+  const ScalarType t = x.scalar_type();
+  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, "needs float32, float16 or bfloat16");
+  return t == ScalarType::Float ? 0 : t == ScalarType::Half ? 1 : 2;
+}
+
+template <size_t N>
+std::array<const float*, N> param_pointers(const std::array<Tensor, N>& params) {
+  std::array<const float*, N> pointers;
+  for (size_t i = 0; i < N; i++) {
+    STD_TORCH_CHECK(params[i].scalar_type() == torch::headeronly::ScalarType::Float && params[i].is_contiguous(),
+                    "parameters must be float32 and contiguous");
+    pointers[i] = static_cast<const float*>(params[i].data_ptr());
+  }
+  return pointers;
+}
+
+// The geometry of x [P, L]; refuses what would read or write elsewhere.
+template <size_t N>
+Blocks checked_blocks(const Tensor& x, const std::array<Tensor, N>& params) {
+  const int64_t P = params[0].numel();
+  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous");
+  STD_TORCH_CHECK(P > 0 && x.numel() % P == 0, "P must divide x.numel()=", x.numel(), ", got P=", P);
+  for (const Tensor& p : params) STD_TORCH_CHECK(p.numel() == P, "parameters must have P=", P, " values, got ", p.numel());
+  return make_blocks(P, x.numel());
+}
+
+inline void check_gradient(const Tensor& g, const Tensor& x) {
+  STD_TORCH_CHECK(g.scalar_type() == x.scalar_type() && g.numel() == x.numel() && g.is_contiguous(),
+                  "g must be contiguous and like x");
+}
+
+}  // namespace qk
