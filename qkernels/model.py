@@ -5,7 +5,7 @@ import fnmatch
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -411,6 +411,8 @@ def _parse_rule(rule: object) -> tuple[Match, tuple[Method, Method | None] | Non
     pair = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
     if not is_config(pair[0]) or not (pair[1] is None or is_config(pair[1])):
         raise TypeError(f"plan: a target must be a config, a pair (weight, activation) or None, got {target!r}")
+    if getattr(pair[0], "signed", True) is None:
+        replace(pair[0], signed=True)  # a weight's sign; raises what is wrong with the width
     if pair[1] is not None and pair[1].granularity != "tensor":
         raise ValueError(
             f'plan: activations need granularity="tensor", got {pair[1].granularity!r} in rule {_text(match)}'

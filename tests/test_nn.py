@@ -721,3 +721,14 @@ def test_a_broken_activation_step_is_not_loaded(tmp_path):
     qk.save_packed(model, tmp_path)
     with pytest.raises(ValueError, match="0.activation_quantizer.step' must be finite"):
         qk.load_packed(nn.Sequential(nn.Linear(8, 4)), tmp_path)
+
+
+def test_a_plan_refuses_a_width_that_no_weight_can_have():
+    with pytest.raises(ValueError, match="LSQ: bits must be between 2 and 8 .signed., got 1"):
+        qk.plan(nn.Sequential(nn.Linear(8, 4)), [("*", qk.LSQ(bits=1))])
+
+
+def test_a_single_number_calibrates_an_activation():
+    quantizer = Quantizer(qk.LSQ(bits=4))
+    y = quantizer(torch.tensor(3.0))
+    assert y.shape == () and abs(y.item() - 3) < 0.3 and quantizer.config.signed is False

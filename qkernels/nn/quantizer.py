@@ -91,6 +91,7 @@ class Quantizer(nn.Module):
                 in its dtype; parameters that are sharded.
         """
         name = type(self.config).__name__
+        x = x.reshape(1) if x.dim() == 0 else x
         if x.is_meta or not x.numel():
             raise ValueError(f"{name}: the tensor to calibrate on must hold data, got {list(x.shape)} on {x.device}")
         if bad := int((~x.isfinite()).sum()):
