@@ -462,6 +462,8 @@ BAD_FILES = [
         lambda w, t, c: c["layers"]["conv"].update(kind="os.system"),
         "layer 'conv' must be one of LutLinear, LutConv2d, got",
     ),
+    (lambda w, t, c: c["layers"]["conv"].update(kind=[1]), r"layer 'conv' must be one of .*, got \[1\]"),
+    (lambda w, t, c: c["layers"]["conv"].update(activation={"method": [1]}), r"method must be one of .*, got \[1\]"),
     (lambda w, t, c: c["layers"]["conv"].update(method=3), "layer 'conv': method must be a string, got 3"),
     (lambda w, t, c: c["layers"]["conv"].update(activation=3), "activation must be null or a config, got 3"),
     (lambda w, t, c: c["layers"]["conv"].update(activation={"method": "X"}), "method must be one of .*, got 'X'"),
