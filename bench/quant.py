@@ -10,7 +10,7 @@ from torch import Tensor
 import qkernels as qk
 from qkernels import backends
 
-from .timing import Times, interleave
+from .timing import interleave
 
 
 def ste(value: Tensor, x: Tensor) -> Tensor:
@@ -182,6 +182,3 @@ def run(device: str, quick: bool) -> Iterator[dict]:
     for cache, dtype, shape in settings:
         for subject in subjects(quick):
             yield from measure(subject, device, dtype, shape, cache, 1.5 if quick else 3.0)
-
-
-__all__ = ["Times", "measure", "run", "subjects"]

@@ -11,7 +11,7 @@
 
 namespace qk {
 
-// Jobs per thread at least: below 16 Ki elements a second thread costs more than it brings.
+// Jobs per thread at least: 16 Ki elements, a few microseconds, are not worth waking a second thread.
 inline int64_t grain(const Blocks& b) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, std::min(b.L, kChunk))); }
 
 template <class Args, size_t N>

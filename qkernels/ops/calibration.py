@@ -43,16 +43,8 @@ def blocks(name: str, granularity: str | int, shape: Sequence[int]) -> int:
 def least_error(x: Tensor, start: Tensor, quantize: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The multiple of ``start`` at which ``quantize(x, value)`` has the least squared error, for each block.
 
-    The papers' starting values are far from it at low widths. Measured on the weights of a conv net and an MLP trained
-    on scikit-learn's digits, per-row parameters, the signal-to-error ratio of the whole network in dB, paper -> here:
-
-                    2 bits          3 bits          4 bits
-        LSQ conv     6.2 ->  9.1    11.2 -> 15.2    14.8 -> 21.1
-        LSQ MLP      6.5 ->  8.5    11.3 -> 14.9    15.0 -> 20.8
-        POST conv    3.6 ->  8.1    10.6 -> 13.1    19.5 -> 19.9
-        POST MLP     3.5 ->  7.8    10.3 -> 12.6    19.5 -> 20.1
-
-    After one epoch of 2-bit training it is worth 0.4 to 3.1 points of accuracy (3 folds); after three or four, nothing.
+    The papers' starting values are far from it at low widths. Training makes up for that in a few epochs; short runs,
+    and models that are only rounded, keep the difference.
 
     Args:
         x: any shape, float, at least one element.
