@@ -11,7 +11,8 @@
 
 namespace {
 
-// A page ahead: the hardware's prefetchers stop at the end of a page, which shows where x comes from the L3 cache. Reading beyond an array is harmless to a prefetch.
+// A page ahead: the hardware's prefetchers stop at the end of a page, which shows where x comes from the L3
+// cache. Reading beyond an array is harmless to a prefetch.
 constexpr int64_t kAhead = 4096;  // bytes
 template <int write, class T>
 QK_IN void prefetch(const T* p) { __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, write); }

@@ -30,8 +30,8 @@ class Tiles:
 def pick(P: int, numel: int) -> Tiles:
     """2048 elements a program of 8 warps: 8 a thread, one 16-byte load of bfloat16.
 
-    More elements a thread need more registers than tests/test_triton_aot.py allows, and too few warps fit an SM. (Not yet
-    timed on a GPU.)
+    More a thread need more registers than tests/test_triton_aot.py allows, and too few warps fit an SM. (Not yet timed
+    on a GPU.)
     """
     L = numel // P
     block = min(2048, triton.next_power_of_2(max(L, 1)))
