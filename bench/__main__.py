@@ -13,6 +13,7 @@ import torch
 from qkernels import __version__
 
 from . import quant
+from .subjects import OPS
 from .timing import keep_memory
 
 
@@ -60,6 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("suite", choices=["quant"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="only these")
     parser.add_argument("--quick", action="store_true", help="4 bit, float32, hot only")
     parser.add_argument("--json", type=Path, help="write the rows here, one JSON object a line")
     args = parser.parse_args()
@@ -71,7 +73,7 @@ def main() -> int:
     print("Times faster: medians of interleaved ratios. Of copy: share of a copy's bandwidth. Saved: bytes an element.")
     print(line(None))
     rows = []
-    for row in quant.run(args.device, args.quick):
+    for row in quant.run(args.device, args.quick, args.op):
         print(line(row), flush=True)
         rows.append(row | about)
     if args.json:

@@ -13,11 +13,11 @@ def leaves(tensors) -> list[Tensor]:
     return copies
 
 
-def value_and_grads(fn, tensors, kwargs, seed=1) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """(fn(*tensors), gradients of every tensor for one fixed random g, that g)."""
+def value_and_grads(fn, tensors, kwargs, seed=1, g=None) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """(fn(*tensors), gradients of every tensor for g, that g); g is one fixed random one unless given."""
     tensors = leaves(tensors)
     y = fn(*tensors, **kwargs)
-    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y)
+    g = (torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)) if g is None else g).to(y)
     return y.detach(), torch.autograd.grad(y, tensors, g), g
 
 
@@ -38,6 +38,31 @@ def assert_elementwise_grad(got: Tensor, want: Tensor, what: str) -> None:
     """A gradient computed for each element alone: the reference's chain has up to 4 roundings more than a kernel."""
     eps = torch.finfo(want.dtype).eps
     torch.testing.assert_close(got, want, rtol=4 * eps, atol=0, equal_nan=True, msg=lambda m: f"{what}: {m}")
+
+
+def assert_soft(got: Tensor, reference: Tensor, truth: Tensor, scale: Tensor | float, what: str) -> None:
+    """The 2x rule for values that a transcendental function enters: as close to float64 as twice the reference is.
+
+    Errors are measured in units of scale, the size of the operands that make up a value (they may cancel), and the
+    reference's is its worst over the tensor. Four roundings of the operands are granted beside it: half of the
+    reference's values are exact by luck. NaN and infinities must be in the same places.
+    """
+    scale = torch.as_tensor(scale, dtype=torch.float64).expand_as(truth)
+    assert got.shape == reference.shape and got.dtype == reference.dtype, f"{what}: {got.shape} {got.dtype}"
+    finite = truth.isfinite()
+    odd = ~finite & ~((got == truth) | (got.isnan() & truth.isnan()))
+    assert not odd.any(), f"{what}: {got[odd][:3]} not {truth[odd][:3]}"
+    if not finite.any():
+        return
+    error, own = ((t.double() - truth)[finite].abs() for t in (got, reference))
+    scale, size = scale[finite], truth[finite].abs()
+    worst = (own / scale.clamp_min(torch.finfo(torch.float32).tiny)).max()
+    allowed = 2 * worst * scale + 4 * torch.finfo(torch.float32).eps * scale + torch.finfo(got.dtype).eps * size
+    beyond = error - allowed
+    i = int(beyond.argmax())
+    assert beyond[i] <= 0, (
+        f"{what}: {got[finite][i]} not {truth[finite][i]}, off by {error[i]:.3g}, {allowed[i]:.3g} allowed"
+    )
 
 
 def assert_sum(got: Tensor, reference: Tensor, truth: Tensor, operands: Tensor, what: str) -> None:

@@ -19,6 +19,10 @@ QK_HD float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
 QK_HD float pow2_floor(float v) { return from_bits(bits_of(v) & 0x7f800000u); }
 // v / pow2_floor(v) in [1, 2), for normal v > 0.
 QK_HD float mantissa(float v) { return from_bits((bits_of(v) & 0x7fffffu) | 0x3f800000u); }
+// The larger; b where either is NaN.
+QK_HD float larger(float a, float b) { return a > b ? a : b; }
+// y * 2**n for a whole n in [-126, 127]; a NaN y stays.
+QK_HD float times_pow2(float y, float n) { return y * from_bits((bits_of(n + 12582912.0f) + 127) << 23); }  // n is in the low bits
 // A step or scale that is not positive gives NaN, so that a collapsed parameter is seen.
 QK_HD float positive_or_nan(float s) { return s > 0.0f ? s : from_bits(0x7fc00000u); }
 

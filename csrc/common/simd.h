@@ -71,6 +71,8 @@ QK_IN F mantissa(F v) {  // (v & 0x7fffff) | 1.0
   const __m512i bits = _mm512_castps_si512(v.v), low = _mm512_set1_epi32(0x7fffff), one = _mm512_set1_epi32(0x3f800000);
   return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bits, low, one, 0xea));
 }
+QK_IN F larger(F a, F b) { return _mm512_max_ps(a.v, b.v); }  // the second where one is NaN
+QK_IN F times_pow2(F y, F n) { return _mm512_scalef_ps(y.v, n.v); }
 QK_IN void lanes(F a, float* out) { _mm512_storeu_ps(out, a.v); }
 QK_IN F load(const float* p) { return _mm512_loadu_ps(p); }
 QK_IN void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
@@ -121,6 +123,11 @@ QK_IN F mantissa(F v) {
   const F low = masked(v, 0x7fffff);
   return {_mm256_or_ps(low.v[0], one), _mm256_or_ps(low.v[1], one)};
 }
+QK_IN F larger(F a, F b) { return {_mm256_max_ps(a.v[0], b.v[0]), _mm256_max_ps(a.v[1], b.v[1])}; }
+QK_IN __m256 pow2(__m256 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+QK_IN F times_pow2(F y, F n) { return {_mm256_mul_ps(y.v[0], pow2(n.v[0])), _mm256_mul_ps(y.v[1], pow2(n.v[1]))}; }
 QK_IN void store(float* p, F a) { _mm256_storeu_ps(p, a.v[0]); _mm256_storeu_ps(p + 8, a.v[1]); }
 QK_IN void lanes(F a, float* out) { store(out, a); }
 QK_IN F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -167,6 +174,8 @@ QK_IN F at_least(F v, F lo) QK_LANES(F, .v[i] = v.v[i] < lo.v[i] ? lo.v[i] : v.v
 QK_IN F absolute(F v) QK_LANES(F, .v[i] = qk::from_bits(qk::bits_of(v.v[i]) & 0x7fffffffu))
 QK_IN F pow2_floor(F v) QK_LANES(F, .v[i] = qk::from_bits(qk::bits_of(v.v[i]) & 0x7f800000u))
 QK_IN F mantissa(F v) QK_LANES(F, .v[i] = qk::from_bits((qk::bits_of(v.v[i]) & 0x7fffffu) | 0x3f800000u))
+QK_IN F larger(F a, F b) QK_LANES(F, .v[i] = qk::larger(a.v[i], b.v[i]))
+QK_IN F times_pow2(F y, F n) QK_LANES(F, .v[i] = qk::times_pow2(y.v[i], n.v[i]))
 QK_IN void lanes(F a, float* out) { memcpy(out, a.v, sizeof a.v); }
 template <class T> QK_IN F load(const T* p) QK_LANES(F, .v[i] = qk::to_float(p[i]))
 template <class T> QK_IN void store(T* p, F a) { for (int i = 0; i < kLanes; i++) qk::from_float(a.v[i], p + i); }
