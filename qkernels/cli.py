@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from . import METHODS, __version__, backends
+from . import __version__, backends
 from .__main__ import notes
 from .demo.settings import Settings
+from .methods import presets
 
 DEFAULT = Settings()
 
@@ -56,6 +57,7 @@ def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Of the float training.")] = DEFAULT.epochs,
     tuning_epochs: Annotated[int, typer.Option(min=1, help="Of the fine-tuning after it.")] = DEFAULT.tuning_epochs,
     seed: Annotated[int, typer.Option(min=0, help="Of folds, first weights and batches.")] = DEFAULT.seed,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the training.")] = DEFAULT.workers,
     quick: Annotated[bool, typer.Option("--quick", help="2 folds, a third of the epochs: a look, no result.")] = False,
 ) -> None:
     """Train, convert, save, load in a new process and run packed, on real data; writes a report."""
@@ -73,6 +75,7 @@ def demo(
             epochs=epochs,
             tuning_epochs=tuning_epochs,
             seed=seed,
+            workers=workers,
         )
     except ValueError as error:
         print(f"qkernels demo: {error}", file=sys.stderr)
@@ -97,8 +100,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    """Names of METHODS, however they are capitalized; an unknown one is left for Settings to refuse."""
-    known = {name.lower(): name for name in METHODS}
+    """Names of ``presets``, however they are capitalized; an unknown one is left for Settings to refuse."""
+    known = {name.lower(): name for name in presets()}
     return tuple(known.get(word.lower(), word) for word in _words(text))
 
 

@@ -49,6 +49,19 @@ class Method(Protocol):
 METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST)}
 
 
+def presets() -> dict[str, tuple[type, dict[str, Any]]]:
+    """name -> (class, its options but bits): what people call a method, and how the demo runs it.
+
+    A class may list its own in ``presets: ClassVar[dict[str, dict]]``; the others have one, of their name, with one
+    scale per row and all else as the paper has it.
+    """
+    named = {}
+    for method in METHODS.values():
+        for name, options in getattr(method, "presets", {method.__name__: {"granularity": "row"}}).items():
+            named[name] = (method, options)
+    return named
+
+
 def describe(config: Method) -> str:
     """``LSQ(bits=4, row)``: bits, granularity, "unsigned", and what else differs from the defaults."""
     parts = [f"bits={config.bits}"]

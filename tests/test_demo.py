@@ -24,6 +24,7 @@ from qkernels.demo.rows import Row, file_bytes
 from qkernels.demo.run import Demo, DemoError, run
 from qkernels.demo.settings import Settings
 from qkernels.demo.table import cells, text_table
+from qkernels.demo.workers import Workers
 
 COMMAND = "qkernels demo --out somewhere"
 SMALLEST = [
@@ -38,6 +39,8 @@ SMALLEST = [
     "--epochs",
     "1",
     "--tuning-epochs",
+    "1",
+    "--workers",
     "1",
 ]
 
@@ -66,7 +69,7 @@ class Finished:
     def demo(self) -> Demo:
         x, y = digits()
         folds = split(x, y, self.settings.folds, self.settings.seed)
-        return Demo(self.settings, x, y, folds, self.out / "packed", Lines())
+        return Demo(self.settings, x, y, folds, self.out / "packed", Lines(), Workers(1))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,9 @@ def finished(tmp_path_factory) -> Finished:
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(qk.METHODS, "Mine", Mine)
-        settings = Settings(methods=("Mine", "POST"), bits=(2,), models=("mlp",), folds=2, epochs=3, tuning_epochs=2)
+        settings = Settings(
+            methods=("Mine", "POST"), bits=(2,), models=("mlp",), folds=2, epochs=3, tuning_epochs=2, workers=2
+        )
         recorder = Recorder()
         results = run(settings, out, recorder, command=COMMAND)
     return Finished(out, settings, results, recorder.rows, recorder.summary)
@@ -156,7 +161,7 @@ def test_results_are_complete_and_the_tables_agree(finished):
 
 def test_bytes_are_those_of_the_files(finished):
     for row in finished.rows:
-        for k, sizes in enumerate(row.bytes):
+        for k, sizes in enumerate(fold.bytes for fold in row.in_order()):
             size = (finished.out / "packed" / row.name / f"fold-{k + 1}" / "model.safetensors").stat().st_size
             parts = sum(n for part, n in sizes.items() if part != "file")
             assert size == sizes["file"] == parts < row.float_bytes
@@ -164,6 +169,13 @@ def test_bytes_are_those_of_the_files(finished):
     assert 2 < finished.rows[0].bits_per_weight() < 3
     file = finished.out / "packed" / "mlp-post-2bit" / "fold-1" / "model.safetensors"
     assert file_bytes(file, ["first"])["codes"] == 128 * 64 * 2 / 8  # what is not of these layers is "other"
+
+
+def test_one_process_gives_what_two_give(finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(qk.METHODS, "Mine", Mine)
+    alone = run(dataclasses.replace(finished.settings, workers=1), tmp_path, Lines(), command=COMMAND)
+    for one, two in zip(alone["rows"], finished.results["rows"], strict=True):
+        assert {k: v for k, v in one.items() if "step" not in k} == {k: v for k, v in two.items() if "step" not in k}
 
 
 def test_every_image_is_tested_once():

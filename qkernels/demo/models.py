@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from qkernels import LSQ
-from qkernels.methods import METHODS, Method
+from qkernels.methods import Method, presets
 from qkernels.model import Match, Target
 
 ACTIVATION = LSQ(bits=4)  # of every method, so that a row of the table differs from the next in its weights only
@@ -44,8 +44,9 @@ MODELS: dict[str, Callable[[], nn.Sequential]] = {"conv": conv, "mlp": mlp}
 
 
 def config(method: str, bits: int) -> Method:
-    """The method at this width, one scale per row, all else as the method's paper has it."""
-    return METHODS[method](bits=bits, granularity="row")
+    """The method (one of ``presets``) at this width."""
+    cls, options = presets()[method]
+    return cls(bits=bits, **options)
 
 
 def rules(weight: Method) -> list[tuple[Match, Target]]:

@@ -3,12 +3,15 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from qkernels.methods import Method, describe
+
+if TYPE_CHECKING:
+    from .folds import QuantizedFold
 
 KINDS = ("float", "nearest", "qat", "packed")
 PARTS = ("codes", "levels", "scale")
@@ -17,14 +20,14 @@ _BINS = 120
 
 @dataclass
 class Row:
-    """A model and the config of its weights; ``predictions``, ``losses`` and ``bytes`` fill up fold by fold.
+    """A model, a method and its config; ``predictions`` and ``folds`` fill up fold by fold.
 
-    predictions: kind -> int64 [n] classes, -1 where not tested yet. losses: of QAT, per fold and epoch. bytes: per
-    fold, see ``file_bytes``. margins: float [n], how far QAT's best logit is from the second. weights: how many are
-    quantized.
+    predictions: kind -> int64 [n] classes, -1 where not tested yet. margins: float [n], how far QAT's best logit is
+    from the second.
     """
 
     model: str
+    method: str
     config: Method
     labels: Tensor
     step_ms: float
@@ -32,23 +35,32 @@ class Row:
     step_ratio: float
     predictions: dict[str, Tensor] = field(init=False)
     margins: Tensor = field(init=False)
-    losses: list[list[float]] = field(default_factory=list)
-    bytes: list[dict[str, int]] = field(default_factory=list)
+    folds: dict[int, "QuantizedFold"] = field(default_factory=dict)
     float_bytes: int = 0
-    weights: int = 0
-    histogram: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.predictions = {kind: torch.full_like(self.labels, -1) for kind in KINDS}
         self.margins = torch.full(self.labels.shape, torch.nan)
 
-    @property
-    def method(self) -> str:
-        return type(self.config).__name__
+    def add(self, k: int, test: Tensor, fold: "QuantizedFold") -> None:
+        """What is known of fold k, whose test images are ``test``."""
+        self.folds[k] = fold
+        self.predictions["nearest"][test] = fold.nearest
+        self.predictions["qat"][test] = fold.classes
+        self.margins[test] = fold.margins
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.method.lower()}-{self.config.bits}bit"
+        method = "".join(c if c.isalnum() else "-" for c in self.method.lower())
+        return f"{self.model}-{method}-{self.config.bits}bit"
+
+    @property
+    def weights(self) -> int:
+        """How many are quantized."""
+        return self.folds[0].weights
+
+    def in_order(self) -> list["QuantizedFold"]:
+        return [self.folds[k] for k in sorted(self.folds)]
 
     def accuracy(self, kind: str) -> float | None:
         """Percent right of the images tested so far; None before the first."""
@@ -60,11 +72,13 @@ class Row:
         return int((after & ~before).sum()), int((before & ~after).sum())
 
     def mean_bytes(self, part: str = "file") -> float | None:
-        return sum(sizes[part] for sizes in self.bytes) / len(self.bytes) if self.bytes else None
+        return sum(fold.bytes[part] for fold in self.folds.values()) / len(self.folds) if self.folds else None
 
     def bits_per_weight(self) -> float | None:
         """Of codes, levels and scales as they lie in the file."""
-        return 8 * sum(self.mean_bytes(part) for part in PARTS) / self.weights if self.bytes else None
+        if not self.folds:
+            return None
+        return 8 * sum(self.mean_bytes(part) for part in PARTS) / next(iter(self.folds.values())).weights
 
     def to_json(self) -> dict[str, Any]:
         won, lost = self.won_and_lost()
@@ -78,14 +92,14 @@ class Row:
             "lost": lost,
             "file_bytes": self.mean_bytes(),
             "float_file_bytes": self.float_bytes,
-            "bytes": {part: self.mean_bytes(part) for part in self.bytes[0]},
+            "bytes": {part: self.mean_bytes(part) for part in self.folds[0].bytes},
             "bits_per_weight": self.bits_per_weight(),
             "weights": self.weights,
             "step_ms": self.step_ms,
             "float_step_ms": self.float_step_ms,
             "step_ratio": self.step_ratio,
-            "losses": self.losses,
-            "histogram": self.histogram,
+            "losses": [fold.losses for fold in self.in_order()],
+            "histogram": self.folds[0].histogram,
             "predictions": {kind: digits_text(p) for kind, p in self.predictions.items()},
         }
 

@@ -1,7 +1,6 @@
 """The demo itself: train float, fine-tune quantized, convert, save, load in a new process, compare; then the report."""
 
 import contextlib
-import copy
 import datetime
 import json
 import subprocess
@@ -9,25 +8,25 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import qkernels as qk
 from qkernels.__main__ import environment
-from qkernels.files import FILE
 from qkernels.methods import describe
 
 from . import train
 from .data import digits, split
+from .folds import FloatFold, train_float, train_quantized
 from .models import ACTIVATION, MODELS
 from .progress import Watch
-from .rows import Row, accuracy, digits_text, file_bytes, histogram, relative_weights
+from .rows import Row, accuracy, digits_text
 from .settings import Settings
+from .workers import Workers
 
 _ROUNDS = 30  # steps of each model that are timed side by side
 
@@ -49,12 +48,14 @@ def run(settings: Settings, out: Path, watch: Watch, *, command: str) -> dict[st
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     x, y = digits()
-    demo = Demo(settings, x, y, split(x, y, settings.folds, settings.seed), out / "packed", watch)
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    folds = split(x, y, settings.folds, settings.seed)
+    with Workers(settings.workers) as workers, one_thread(), torch.random.fork_rng(devices=[]):
+        demo = Demo(settings, x, y, folds, out / "packed", watch, workers)
         torch.manual_seed(settings.seed)
         rows = demo.timed_rows()
         watch.start(rows, demo.work(rows))
-        models = {m: demo.train_model(m, [row for row in rows if row.model == m]) for m in settings.models}
+        floats = demo.train_floats(rows)
+        demo.train_rows(rows, floats)
     demo.run_packed(rows)
     results = {
         "command": command,
@@ -66,7 +67,7 @@ def run(settings: Settings, out: Path, watch: Watch, *, command: str) -> dict[st
         "activation": describe(ACTIVATION),
         "images": len(y),
         "labels": digits_text(y),
-        "models": models,
+        "models": demo.describe_floats(rows, floats),
         "rows": [row.to_json() for row in rows],
     }
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
@@ -96,6 +97,7 @@ class Demo:
     folds: list[tuple[Tensor, Tensor]]
     packed: Path
     watch: Watch
+    workers: Workers
 
     def timed_rows(self) -> list[Row]:
         """The table's rows with their step times: float and quantized side by side, untrained."""
@@ -104,95 +106,79 @@ class Demo:
         for name in self.settings.models:
             self.watch.say(f"timing a training step of {name}, float and quantized side by side ...")
             configs, models = self.settings.configs(), [MODELS[name]()]
-            for config in configs:
+            for _, config in configs:
                 try:
                     models.append(train.quantized(models[0], config, x))
                 except ValueError as error:
                     raise DemoError(f"{describe(config)} cannot quantize {name}: {error}") from error
             ms, ratios = train.step_ms(models, x, y, _ROUNDS)
-            rows += [Row(name, c, self.y, ms[i], ms[0], ratios[i]) for i, c in enumerate(configs, start=1)]
+            rows += [Row(name, m, c, self.y, ms[i], ms[0], ratios[i]) for i, (m, c) in enumerate(configs, start=1)]
         return rows
 
     def work(self, rows: list[Row]) -> float:
         """The expected milliseconds of a step, summed over all epochs to come: what progress counts."""
-        s = self.settings
-        floats = {row.model: row.float_step_ms for row in rows}.values()
-        epochs = (s.epochs + s.tuning_epochs) * sum(floats) + s.tuning_epochs * sum(row.step_ms for row in rows)
-        return s.folds * epochs
+        return self.settings.folds * (sum(map(self._float_work, self._first_rows(rows))) + sum(map(self._work, rows)))
 
-    def train_model(self, model: str, rows: list[Row]) -> dict[str, Any]:
-        """All folds of a model: float, fine-tuned float, and each row. Returns what the float models have to tell."""
-        s, starts, tuned, predictions = self.settings, [], [], torch.full_like(self.y, -1)
-        told = {"losses": [], "tuning_losses": []}
-        for k, (fit, test) in enumerate(self.folds):
-            self.watch.doing(f"{model}  float", k, s.folds)
-            after_epoch = partial(self.watch.advance, rows[0].float_step_ms)
-            torch.manual_seed(s.seed + k)
-            start = MODELS[model]()
-            told["losses"].append(
-                train.fit(
-                    start, self.x[fit], self.y[fit], epochs=s.epochs, lr=s.lr, seed=s.seed + k, after_epoch=after_epoch
-                )
-            )
-            further = copy.deepcopy(start)
-            told["tuning_losses"].append(self.tune(further, k, after_epoch))
-            predictions[test] = train.logits(start, self.x[test]).argmax(1)
+    def train_floats(self, rows: list[Row]) -> dict[str, list[FloatFold]]:
+        """model -> its folds: trained float, and fine-tuned float, which is what the rows compare with."""
+        first = {row.model: row for row in self._first_rows(rows)}
+        tasks = [((m, k), (train_float, self.settings, m, k)) for m in first for k in range(self.settings.folds)]
+        found: dict[tuple[str, int], FloatFold] = {}
+        for (model, k), done in self.workers.run(tasks):
+            found[model, k] = done
             for row in rows:
-                row.predictions["float"][test] = train.logits(further, self.x[test]).argmax(1)
-            starts.append(start)
-            tuned.append(further)
-        for row in rows:
-            row.float_bytes = len(safetensors.torch.save(tuned[0].state_dict()))
-        self.watch.finished_float(rows[0])
-        for row in rows:
-            for k in range(s.folds):
-                self.watch.doing(f"{model}  {row.method} {row.config.bits} bits", k, s.folds, row)
-                self.train_quantized(row, k, starts[k], tuned[k])
-            self.watch.finished(row)
-        layers = qk.plan(starts[0], [("*", rows[0].config)]).layers
-        return told | {
-            "start_accuracy": accuracy(predictions, self.y),
-            "layers": [f"{layer.kind} {list(layer.shape)}" for layer in layers],
-        }
+                if row.model == model:
+                    row.predictions["float"][self.folds[k][1]] = done.tuned_classes
+                    row.float_bytes = len(safetensors.torch.save(done.tuned))
+            self.watch.doing(f"{model}  float", k, self.settings.folds)
+            self.watch.advance(self._float_work(first[model]))
+            if sum(m == model for m, _ in found) == self.settings.folds:
+                self.watch.finished_float(first[model])
+        return {model: [found[model, k] for k in range(self.settings.folds)] for model in first}
 
-    def tune(self, model: nn.Module, k: int, after_epoch: partial) -> list[float]:
-        """The fine-tuning that float and quantized models both get."""
-        fit, s = self.folds[k][0], self.settings
-        return train.fit(
-            model,
-            self.x[fit],
-            self.y[fit],
-            epochs=s.tuning_epochs,
-            lr=s.tuning_lr,
-            seed=self.tuning_seed(k),
-            after_epoch=after_epoch,
-        )
+    def train_rows(self, rows: list[Row], floats: dict[str, list[FloatFold]]) -> None:
+        """Every fold of every row, each added to its row as it is done."""
+        tasks = [
+            (
+                (row, k),
+                (train_quantized, self.settings, row.model, row.config, k, floats[row.model][k], self.folder(row, k)),
+            )
+            for row in rows
+            for k in range(self.settings.folds)
+        ]
+        for (row, k), done in self.workers.run(tasks):
+            row.add(k, self.folds[k][1], done)
+            self.watch.doing(f"{row.model}  {row.method} {row.config.bits} bits", k, self.settings.folds, row)
+            self.watch.advance(self._work(row))
+            if len(row.folds) == self.settings.folds:
+                self.watch.finished(row)
 
-    def tuning_seed(self, k: int) -> int:
-        return self.settings.seed + self.settings.folds + k
+    def describe_floats(self, rows: list[Row], floats: dict[str, list[FloatFold]]) -> dict[str, dict[str, Any]]:
+        """model -> what the float models have to tell."""
+        told = {}
+        for row in self._first_rows(rows):
+            folds = floats[row.model]
+            classes = torch.full_like(self.y, -1)
+            for (_, test), fold in zip(self.folds, folds, strict=True):
+                classes[test] = fold.start_classes
+            layers = qk.plan(MODELS[row.model](), [("*", row.config)]).layers
+            told[row.model] = {
+                "losses": [fold.losses for fold in folds],
+                "tuning_losses": [fold.tuning_losses for fold in folds],
+                "start_accuracy": accuracy(classes, self.y),
+                "layers": [f"{layer.kind} {list(layer.shape)}" for layer in layers],
+            }
+        return told
 
-    def train_quantized(self, row: Row, k: int, start: nn.Module, tuned: nn.Module) -> None:
-        """Fold k of a row: the tuned float model rounded to nearest; the start model trained, converted and saved."""
-        fit, test = self.folds[k]
-        first = self.x[fit][train.orders(len(fit), 1, self.tuning_seed(k))[0][: train.BATCH]]  # training's first batch
-        nearest = train.quantized(tuned, row.config, first)
-        row.predictions["nearest"][test] = train.logits(nearest, self.x[test]).argmax(1)
+    def _float_work(self, row: Row) -> float:
+        return (self.settings.epochs + self.settings.tuning_epochs) * row.float_step_ms
 
-        model = train.quantized(start, row.config, first)
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, (qk.nn.QuantLinear, qk.nn.QuantConv2d))}
-        largest = max(layers, key=lambda name: layers[name].weight.numel())
-        before = relative_weights(layers[largest])
-        row.losses.append(self.tune(model, k, partial(self.watch.advance, row.step_ms)))
-        if k == 0:
-            row.histogram = histogram(largest, before, relative_weights(layers[largest]))
-            row.weights = sum(layer.weight.numel() for layer in layers.values())
-        best = train.logits(model, self.x[test]).topk(2)
-        row.predictions["qat"][test] = best.indices[:, 0]
-        row.margins[test] = best.values[:, 0] - best.values[:, 1]
+    def _work(self, row: Row) -> float:
+        return self.settings.tuning_epochs * row.step_ms
 
-        qk.convert_(model)
-        qk.save_packed(model, self.folder(row, k))
-        row.bytes.append(file_bytes(self.folder(row, k) / FILE, list(layers)))
+    def _first_rows(self, rows: list[Row]) -> list[Row]:
+        """One row of each model."""
+        return list({row.model: row for row in reversed(rows)}.values())[::-1]
 
     def folder(self, row: Row, k: int) -> Path:
         return self.packed / row.name / f"fold-{k + 1}"

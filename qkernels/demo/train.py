@@ -3,7 +3,6 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,6 @@ def fit(
     epochs: int,
     lr: float,
     seed: int,
-    after_epoch: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """Adam with a cosine to 0, quantizer parameters at a tenth of lr; returns the mean loss of each epoch."""
     optimizer = make_optimizer(model, lr)
@@ -38,7 +36,6 @@ def fit(
             total += step(model, optimizer, x[batch], y[batch]).item() * len(batch)
             schedule.step()
         losses.append(total / len(x))
-        after_epoch()
     return losses
 
 
