@@ -1,4 +1,4 @@
-"""The commands, on typer and rich: ``qkernels demo``, ``qkernels table``. Without arguments see ``__main__``."""
+"""The commands, on typer and rich: ``qkernels demo``, ``verify``, ``table``. Without arguments see ``__main__``."""
 
 import shlex
 import sys
@@ -45,6 +45,40 @@ def table() -> None:
     console.print(grid)
     for line in notes(rows):
         console.print(line, style="dim", highlight=False, markup=False)
+
+
+@app.command()
+def verify(
+    device: Annotated[str, typer.Option(help="cpu or cuda; by default cuda where torch sees a GPU.")] = "",
+    op: Annotated[list[str] | None, typer.Option(help="Only this op; may be given several times.")] = None,
+) -> None:
+    """Every kernel of this machine against its reference: values and gradients. Exit status 1 if one differs."""
+    import torch
+
+    from .verify import verify
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        print(
+            f"qkernels verify: device must be cpu, or cuda with a GPU that torch can see, got {device}", file=sys.stderr
+        )
+        raise typer.Exit(2)
+    wrong = right = 0
+    try:
+        for row in verify(device, tuple(op or ())):
+            said = (
+                f"{row.calls} calls agree" if row.problem is None else f"DIFFERS after {row.calls} calls: {row.problem}"
+            )
+            print(f"{row.op:14s}{row.backend:10s}{row.dtype:10s}{said}", flush=True)
+            right, wrong = right + (row.problem is None), wrong + (row.problem is not None)
+    except ValueError as error:
+        print(f"qkernels verify: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    if not right + wrong:
+        print(f"no kernel of this install can run on {device}; `qkernels` says why")
+    else:
+        print(f"{right} of {right + wrong} kernels agree with their reference on {device}")
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()

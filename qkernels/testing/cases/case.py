@@ -14,7 +14,7 @@ class Case:
 
     Two kinds of op: a hard one has a forward that equals the reference to the bit and gradients without
     transcendental functions; ``soft_forward`` and ``soft_grad`` say which of the two follows the 2x rule instead
-    (tests/compare.py), with the reference in float64 as the truth.
+    (testing/compare.py), with the reference in float64 as the truth.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""One Case per op, in the file of its name. The generic tests in test_ops.py know an op only through its Case."""
+"""One Case per op, in the file of its name. The generic tests (tests/test_ops.py) know an op only through its Case."""
 
 from . import lsq, post
 from .case import Case

@@ -1,0 +1,9 @@
+"""What the kernels are judged by: cases of every op, rules of comparison. Used by the tests and by ``qkernels verify``.
+
+Not imported by ``import qkernels``.
+"""
+
+from .cases import CASES, Case
+from .check import check, usable
+
+__all__ = ["CASES", "Case", "check", "usable"]

@@ -1,0 +1,58 @@
+"""``qkernels verify``: every kernel that can run on this machine against its reference, on the tests' own data."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from . import backends
+from .testing import CASES, Case, check, usable
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What became of one op on one backend and dtype. problem: the first difference; None if there is none."""
+
+    op: str
+    backend: str
+    dtype: str
+    calls: int
+    problem: str | None
+
+
+def verify(device: str, ops: tuple[str, ...] = ()) -> Iterator[Verified]:
+    """One result for each op, backend and dtype that can run on ``device`` ("cpu" or "cuda").
+
+    Values, gradients of x and of every parameter: awkward shapes and layouts, ties, clip edges, tiny and huge scales.
+    New tensors start as NaN meanwhile, so that an element that a kernel leaves out is seen.
+
+    Args:
+        ops: only these; none: all.
+
+    Raises:
+        ValueError: an unknown op.
+    """
+    known = {case.name: case for case in CASES}
+    if unknown := [op for op in ops if op not in known]:
+        raise ValueError(f"op must be among {', '.join(known)}, got {', '.join(unknown)}")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for case in (known[op] for op in ops or known):
+            for backend in backends.backends_of(case.name):
+                for dtype in case.dtypes:
+                    if backend != "reference" and usable(case, backend, dtype, device):
+                        yield _verify(case, backend, dtype, device)
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _verify(case: Case, backend: str, dtype: torch.dtype, device: str) -> Verified:
+    calls, problem = 0, None
+    try:
+        for tensors, kwargs in case.samples(device, dtype):
+            check(case, tensors, kwargs, backend)
+            calls += 1
+    except (AssertionError, RuntimeError) as error:  # a kernel that cannot be launched is a result too
+        problem = str(error).strip().splitlines()[0]
+    return Verified(case.name, backend, str(dtype).removeprefix("torch."), calls, problem)
