@@ -35,6 +35,7 @@ def machine(device: str) -> dict:
     }  # fmt: skip
 
 
+OTHERS = ("eager", "compiled", "torch")
 COLUMNS = (  # heading, width, what of a row
     ("op", -5, lambda r: r["op"]),
     ("set up or against", -26, lambda r: r["variant"]),
@@ -43,9 +44,7 @@ COLUMNS = (  # heading, width, what of a row
     ("cache", -7, lambda r: r["cache"]),
     ("pass", -7, lambda r: r["pass"]),
     ("ours us", 7, lambda r: f"{r['median_us']:.0f}"),
-    ("x eager", 7, lambda r: f"{r['x_eager']:.1f}"),
-    ("x compiled", 10, lambda r: f"{r['x_compiled']:.1f}"),
-    ("x torch", 7, lambda r: f"{r['x_torch']:.1f}" if "x_torch" in r else ""),
+    *((f"x {o}", len(o) + 2, lambda r, key=f"x_{o}": f"{r[key]:.1f}" if key in r else "") for o in OTHERS),
     ("of copy", 7, lambda r: f"{100 * r['gbps'] / r['roof_gbps']:.0f} %"),
     ("saved B", 7, lambda r: f"{r['saved_bytes_per_element']:g}"),
 )

@@ -30,5 +30,5 @@ def subjects(quick: bool) -> Iterator[Subject]:
             yield Subject(
                 "post", f"against {name}", bits,
                 lambda x, p, b=bits: qk.post(x, p, bits=b),
-                lambda x, p, b=bits, f=eager: f(x, p, b), one(1.0),
+                lambda x, p, b=bits, f=eager: f(x, p, b), one(1.0), heavy=name.startswith("argmin"),
             )  # fmt: skip
