@@ -19,11 +19,10 @@ Results = dict[str, Any]
 
 # Matplotlib draws with these colors, and the page replaces them by its own, so that figures follow light and dark.
 _INK, _SOFT, _BACK = "#010101", "#020202", "#030303"
-_SERIES = tuple(f"#0a0a{i:02x}" for i in range(6))
+_SERIES = tuple(f"#0a0a{i:02x}" for i in range(8))
 _PAGE = {_INK: "currentColor", _SOFT: "var(--soft)", _BACK: "var(--back)"} | {
     c: f"var(--series-{i})" for i, c in enumerate(_SERIES)
 }
-_DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.6)), (0, (5, 2, 1.2, 2)))
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -107,8 +106,9 @@ def standard_error(results: Results) -> float:
 
 def accuracy(results: Results) -> Figure:
     """For each model and width: rounded to nearest -> trained, float as a line."""
-    figure, panels = _panels(results, height=2.9, sharey=True)
+    figure, panels = _panels(results, height=3.3, sharey=True)
     methods, bits = results["settings"]["methods"], results["settings"]["bits"]
+    apart = min(0.22, 0.8 / len(methods))
     for model, axes in panels.items():
         level = _rows(results, model)[0]["accuracy"]["float"]
         error = 100 * math.sqrt(level / 100 * (1 - level / 100) / results["images"])
@@ -116,19 +116,19 @@ def accuracy(results: Results) -> Figure:
         axes.axhline(level, color=_INK, lw=1)
         for row in _rows(results, model):
             i = methods.index(row["method"])
-            at = bits.index(row["bits"]) + 0.22 * (i - (len(methods) - 1) / 2)
+            at = bits.index(row["bits"]) + apart * (i - (len(methods) - 1) / 2)
             before, after = row["accuracy"]["nearest"], row["accuracy"]["qat"]
             axes.plot([at, at], [before, after], color=_color(i), lw=1.4, alpha=0.6, zorder=2)
-            axes.plot(at, before, "o", color=_color(i), mfc=_BACK, mew=1.4, ms=6, zorder=3)
-            axes.plot(at, after, "o", color=_color(i), ms=6.5, zorder=4)
+            axes.plot(at, before, "o", color=_color(i), mfc=_BACK, mew=1.2, ms=4.5, zorder=3)
+            axes.plot(at, after, "o", color=_color(i), ms=5, zorder=4)
         axes.set_xticks(range(len(bits)), [f"{b} bits" for b in bits])
         axes.set_xlim(-0.5, len(bits) - 0.5)
         axes.set_title(model)
     next(iter(panels.values())).set_ylabel("accuracy, %")
     keys = [Line2D([], [], color=_INK, lw=1, label="float ± standard error")]
-    keys += [Line2D([], [], color=_INK, marker="o", mfc=_BACK, mew=1.4, ls="", label="rounded to nearest")]
+    keys += [Line2D([], [], color=_INK, marker="o", mfc=_BACK, mew=1.2, ms=4.5, ls="", label="rounded to nearest")]
     keys += [Line2D([], [], color=_color(i), marker="o", ls="", label=f"{m}, trained") for i, m in enumerate(methods)]
-    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), handletextpad=0.5, columnspacing=1.6)
+    _legend(figure, keys)
     return figure
 
 
@@ -146,6 +146,9 @@ def weights(results: Results) -> Figure:
         ]
         for level in data["levels"]:
             axes.axvline(level, color=_SOFT, lw=0.7, alpha=0.75, zorder=1)
+        if data["levels_before"] != data["levels"]:
+            top = axes.get_xaxis_transform()
+            axes.plot(data["levels_before"], [1] * len(data["levels_before"]), "|", color=_INK, ms=7, transform=top)
         axes.stairs(data["after"], edges, fill=True, color=_color(i), alpha=0.75, lw=0, zorder=2)
         axes.stairs(data["before"], edges, color=_INK, lw=0.9, zorder=3)
         axes.set_xlim(data["low"], data["high"])
@@ -159,36 +162,37 @@ def weights(results: Results) -> Figure:
         Patch(color=_SOFT, alpha=0.75, label="after training"),
     ]
     keys += [Line2D([], [], color=_SOFT, lw=0.7, label="levels")]
-    figure.legend(handles=keys, loc="outside upper left", ncols=3, columnspacing=1.6)
+    keys += [Line2D([], [], color=_INK, marker="|", ls="", ms=7, label="levels before, where they moved")]
+    _legend(figure, keys)
     return figure
 
 
 def losses(results: Results) -> Figure:
     """Training loss by epoch, mean over folds: float, then float and quantized fine-tuning from the same start."""
-    figure, panels = _panels(results, height=2.9)
     methods, bits, start = (results["settings"][key] for key in ("methods", "bits", "epochs"))
-    for model, axes in panels.items():
-        first = _mean(results["models"][model]["losses"])
-        further = [start + 1 + k for k in range(results["settings"]["tuning_epochs"])]
-        axes.plot(range(1, start + 1), first, color=_INK, lw=1.2)
-        axes.plot(further, _mean(results["models"][model]["tuning_losses"]), color=_INK, lw=1.2)
-        for row in _rows(results, model):
-            style = _DASHES[bits.index(row["bits"]) % len(_DASHES)]
-            axes.plot(further, _mean(row["losses"]), color=_color(methods.index(row["method"])), ls=style)
-        axes.axvline(start + 0.5, color=_SOFT, lw=0.7)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    models = list(results["models"])
+    figure = Figure(figsize=(7.6, 0.7 + 2.1 * len(models)))
+    grid = figure.subplots(len(models), len(bits), squeeze=False, sharex=True, sharey="row")
+    further = [start + 1 + k for k in range(results["settings"]["tuning_epochs"])]
+    for model, line in zip(models, grid, strict=True):
+        told = results["models"][model]
+        for width, axes in zip(bits, line, strict=True):
+            axes.plot(range(1, start + 1), _mean(told["losses"]), color=_INK, lw=1.2)
+            axes.plot(further, _mean(told["tuning_losses"]), color=_INK, lw=1.2)
+            for row in _rows(results, model):
+                if row["bits"] == width:
+                    axes.plot(further, _mean(row["losses"]), color=_color(methods.index(row["method"])), lw=1.2)
+            axes.axvline(start + 0.5, color=_SOFT, lw=0.7)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(f"{model}, {width} bits")
+        line[0].set_ylabel("training loss")
+    for axes in grid[-1]:
         axes.set_xlabel("epoch")
-        axes.set_title(model)
-    next(iter(panels.values())).set_ylabel("training loss")
     keys = [Line2D([], [], color=_INK, lw=1.2, label="float")]
-    keys += [Line2D([], [], color=_color(i), label=m) for i, m in enumerate(methods)]
-    keys += [
-        Line2D([], [], color=_INK, lw=1.2, ls=_DASHES[j % len(_DASHES)], label=f"{b} bits") for j, b in enumerate(bits)
-    ]
-    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), columnspacing=1.4)
+    _legend(figure, keys + [Line2D([], [], color=_color(i), label=m) for i, m in enumerate(methods)])
     return figure
 
 
@@ -211,7 +215,7 @@ def sizes(results: Results) -> Figure:
         axes.set_xlabel("kB")
         axes.set_title(f"{model}: {rows[0]['float_file_bytes'] / 1000:.1f} kB in float")
     keys = [Patch(color=_color(i), label=label) for i, label in enumerate(_PARTS.values())]
-    figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), handlelength=1, columnspacing=1.4)
+    _legend(figure, keys)
     return figure
 
 
@@ -236,6 +240,14 @@ def _panels(results: Results, height: float, sharey: bool = False) -> tuple[Figu
     figure = Figure(figsize=(7.6, height))
     panels = figure.subplots(1, len(results["models"]), squeeze=False, sharey=sharey)[0]
     return figure, dict(zip(results["models"], panels, strict=True))
+
+
+def _legend(figure: Figure, keys: list[Any]) -> None:
+    """Above the figure, in lines of at most four."""
+    lines = -(-len(keys) // 4)
+    figure.legend(
+        handles=keys, loc="outside upper left", ncols=-(-len(keys) // lines), handlelength=1.4, columnspacing=1.4
+    )
 
 
 def _rows(results: Results, model: str) -> list[dict[str, Any]]:

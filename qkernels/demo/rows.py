@@ -134,7 +134,8 @@ def histogram(layer: str, before: tuple[Tensor, Tensor], after: tuple[Tensor, Te
         when: torch.histc(weights.clamp(low, high), _BINS, low, high).int().tolist()
         for when, (weights, _) in (("before", before), ("after", after))
     }
-    return {"layer": layer, "levels": levels.tolist(), "low": low, "high": high} | counts
+    spans = {"levels": levels.tolist(), "levels_before": before[1].sort().values.tolist(), "low": low, "high": high}
+    return {"layer": layer} | spans | counts
 
 
 def file_bytes(path: Path, layers: list[str]) -> dict[str, int]:
