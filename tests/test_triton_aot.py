@@ -12,13 +12,16 @@ import pytest
 
 # kernel -> its compile-time arguments, one dict a variant
 VARIANTS = {
+    "daq.daq_fwd_kernel": [{}],
+    "daq.daq_bwd_kernel": [{}],
     "lsq.lsq_fwd_kernel": [{}],
     "lsq.lsq_bwd_kernel": [{}],
     "post.post_fwd_kernel": [{"ZERO": True}, {"ZERO": False}],
     "post.post_bwd_kernel": [{"ZERO": True, "CLIP": True}, {"ZERO": False, "CLIP": False}],
 }
 TILES = [{"ROWS": 1, "BLOCK": 2048}, {"ROWS": 64, "BLOCK": 32}]
-FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr")  # parameters and sums are float32 whatever x is
+# parameters and sums are float32 whatever x is
+FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "lower_ptr", "upper_ptr", "dlower_ptr", "dupper_ptr", "dscale_ptr")
 
 # Runs in a process of its own: an ahead-of-time compile fails where TRITON_INTERPRET=1.
 COMPILE = """
