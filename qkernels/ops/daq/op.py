@@ -134,7 +134,8 @@ def harden(
     _, (lower, upper, scale), _ = blocks.prepare("daq", x, lower=lower, upper=upper, scale=scale)
     if not (upper > lower).all():
         bad = int((~(upper > lower)).nonzero()[0])
-        raise ValueError(f"daq: upper must be above lower, got {upper[bad].item():g} and {lower[bad].item():g}")
+        pair = f"{upper[bad].item():g} and {lower[bad].item():g} in block {bad}"
+        raise ValueError(f"daq: upper must be above lower, got {pair}")
     return reference.harden(x, lower, upper, scale, n, signed)
 
 

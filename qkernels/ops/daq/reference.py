@@ -20,7 +20,7 @@ def daq(
     unit = (inside - low) / positive(high - low)
     q = torch.where((v < low) | (v > high), unit.detach(), unit) * n
     slope = gain(unrounded(v, low, high, n), gamma, sigma)
-    code = ste_replace(q * slope, codes(v, low, high, n))
+    code = ste_replace(q * slope, codes(v, low, high, n).to(wide))
     y = (2 * code - n if signed else code) * (s * (1 / n))
     return (y + 0.0).to(x.dtype).reshape(x.shape)
 
