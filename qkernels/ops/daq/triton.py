@@ -87,7 +87,7 @@ def daq_bwd(
     g: Tensor, x: Tensor, lower: Tensor, upper: Tensor, scale: Tensor,
     n: int, signed: bool, amplitude: float, base: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dx, t = torch.empty_like(x), pick(lower.numel(), x.numel())
+    dx, t = torch.empty_like(x), pick(lower.numel(), x.numel(), 1024)
     grads = [partials(t, x) for _ in range(3)]
     if x.numel():
         args = (g, x, lower, upper, scale, dx, *grads, t.P, t.L, t.columns, *_levels(n, signed), amplitude, base)
