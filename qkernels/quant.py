@@ -2,14 +2,16 @@
 
 from torch import Tensor
 
+from .ops.daq import op as _daq
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
 
 lsq = _lsq.lsq
+daq = _daq.daq
 post, post_levels = _post.post, _post.post_levels
 
-_HARDEN = {"lsq": _lsq.harden, "post": _post.harden}
+_HARDEN = {"lsq": _lsq.harden, "post": _post.harden, "daq": _daq.harden}
 
 
 def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
@@ -38,4 +40,4 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "harden", "lsq", "post", "post_levels"]
+__all__ = ["Hardened", "daq", "harden", "lsq", "post", "post_levels"]

@@ -12,13 +12,16 @@ import pytest
 
 # kernel -> its compile-time arguments, one dict a variant
 VARIANTS = {
+    "daq.daq_fwd_kernel": [{}],
+    "daq.daq_bwd_kernel": [{}],
     "lsq.lsq_fwd_kernel": [{}],
     "lsq.lsq_bwd_kernel": [{}],
     "post.post_fwd_kernel": [{"ZERO": True}, {"ZERO": False}],
     "post.post_bwd_kernel": [{"ZERO": True, "CLIP": True}, {"ZERO": False, "CLIP": False}],
 }
-TILES = [{"ROWS": 1, "BLOCK": 2048}, {"ROWS": 64, "BLOCK": 32}]
-FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr")  # parameters and sums are float32 whatever x is
+ELEMENTS = {"daq.daq_bwd_kernel": 1024}  # what a kernel asks ops/tiles.py for, where it is not 2048
+# parameters and sums are float32 whatever x is
+FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "lower_ptr", "upper_ptr", "dlower_ptr", "dupper_ptr", "dscale_ptr")
 
 # Runs in a process of its own: an ahead-of-time compile fails where TRITON_INTERPRET=1.
 COMPILE = """
@@ -29,10 +32,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 cuobjdump = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-variants, tiles, float32 = json.loads(sys.argv[1])
+variants, elements, float32 = json.loads(sys.argv[1])
 for name, constants in variants.items():
     module, kernel = name.split(".")
     fn = getattr(importlib.import_module(f"qkernels.ops.{module}.triton"), kernel)
+    most = elements.get(name, 2048)
+    tiles = [{"ROWS": 1, "BLOCK": most}, {"ROWS": most // 32, "BLOCK": 32}]
     for extra in constants:
         for tile in tiles:
             for dtype in ("fp32", "bf16", "fp16") if tile["ROWS"] == 1 else ("fp32",):
@@ -57,7 +62,7 @@ for name, constants in variants.items():
 @pytest.fixture(scope="module")
 def compiled():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    arguments = json.dumps([VARIANTS, TILES, FLOAT32])
+    arguments = json.dumps([VARIANTS, ELEMENTS, FLOAT32])
     run = subprocess.run([sys.executable, "-c", COMPILE, arguments], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]

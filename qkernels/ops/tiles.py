@@ -27,15 +27,15 @@ class Tiles:
         return (triton.cdiv(self.P, self.ROWS) * self.columns,)
 
 
-def pick(P: int, numel: int) -> Tiles:
+def pick(P: int, numel: int, elements: int = 2048) -> Tiles:
     """2048 elements a program of 8 warps: 8 a thread, one 16-byte load of bfloat16.
 
-    More a thread need more registers than tests/test_triton_aot.py allows, and too few warps fit an SM. (Not yet timed
-    on a GPU.)
+    More a thread need more registers than tests/test_triton_aot.py allows, and too few warps fit an SM; a kernel with
+    several sums asks for fewer elements. (Not yet timed on a GPU.)
     """
     L = numel // P
-    block = min(2048, triton.next_power_of_2(max(L, 1)))
-    return Tiles(P, L, min(2048 // block, triton.next_power_of_2(P)), block)
+    block = min(elements, triton.next_power_of_2(max(L, 1)))
+    return Tiles(P, L, min(elements // block, triton.next_power_of_2(P)), block)
 
 
 def partials(tiles: Tiles, like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 #include <vector>
 #include "check.h"
 #include "../../csrc/common/quant_kernels.cuh"
+#include "../../csrc/daq/daq.h"
 #include "../../csrc/lsq/lsq.h"
 #include "../../csrc/post/post.h"
 
@@ -13,33 +14,45 @@ using namespace qk;
 
 static float number(std::mt19937& random) { return float(int(random() % 129) - 64) / 8; }
 
+// Parameter k of a block: a power of two.
+static float power(int k, std::mt19937& random) { return std::ldexp(1.0f, int(random() % 3) - 1); }
+// Bounds 16 apart, and a scale.
+static float bounds(int k, std::mt19937& random) { return k == 0 ? -8.0f : k == 1 ? 8.0f : power(k, random); }
+
 template <template <class> class Op, class T>
-static void run(const typename Op<float>::Args& args, int64_t P, int64_t L) {
+static void run(const typename Op<float>::Args& args, int64_t P, int64_t L, float (*parameter)(int, std::mt19937&) = power) {
+  constexpr int N = Op<float>::kParams;
   std::mt19937 random(unsigned(P * 1000 + L));
   std::vector<T> x(P * L), g(P * L), y(P * L, T{}), dx(P * L, T{});
-  std::vector<float> step(P);
+  std::vector<float> values[N];
+  Params<N> params;
   for (auto& v : x) from_float(number(random), &v);
   for (auto& v : g) from_float(float(int(random() % 9) - 4), &v);
-  for (auto& v : step) v = std::ldexp(1.0f, int(random() % 3) - 1);
+  for (int k = 0; k < N; k++) {
+    for (int64_t p = 0; p < P; p++) values[k].push_back(parameter(k, random));
+    params.p[k] = values[k].data();
+  }
   if (P * L > 3) from_float(NAN, &x[P * L / 2]);
   const Blocks b = make_blocks(P, P * L);
-  const Params<1> params{{step.data()}};
-  std::vector<float> partial(b.jobs, NAN), grads(P, NAN);
+  std::vector<float> partial(b.jobs * N, NAN), grads(P * N, NAN);
   quant_forward<Op, T>(args, b, x.data(), params, y.data(), nullptr);
   quant_backward<Op, T>(args, b, g.data(), x.data(), params, dx.data(), partial.data(), grads.data(), nullptr);
   for (int64_t p = 0; p < P; p++) {
     const Op<float> op(args, params.p, p);
-    float sum = 0, term;
+    float sums[N] = {}, terms[N];
     for (int64_t i = p * L; i < (p + 1) * L; i++) {
       T want;
       from_float(op.value(to_float(x[i])), &want);
       const float wx = to_float(want), gx = to_float(y[i]);
       CHECK(wx == gx || (wx != wx && gx != gx));
-      from_float(op.grad(to_float(g[i]), to_float(x[i]), &term), &want);
+      from_float(op.grad(to_float(g[i]), to_float(x[i]), terms), &want);
       CHECK(to_float(want) == to_float(dx[i]));
-      sum += term;
+      for (int k = 0; k < N; k++) sums[k] += terms[k];
     }
-    CHECK(L == 0 || sum == grads[p] || (sum != sum && grads[p] != grads[p]));
+    for (int k = 0; k < N && L; k++) {
+      const float got = grads[k * P + p];
+      CHECK(sums[k] == got || (sums[k] != sums[k] && got != got));
+    }
   }
 }
 
@@ -94,6 +107,9 @@ int main() {
     run_two_parameters();
     run_long_reduction();
     for (auto [P, L] : {std::pair<int64_t, int64_t>{1, 0}, {1, 1}, {3, 5}, {2, 255}, {2, 256}, {3, 257}, {1, 8192}, {2, 8193}, {1, 20000}}) {
+      const DaqArgs exact{16, 1 / 16.0f, 2, 16, 0.5f, 1};  // T = 1: the gain is A, and every sum is exact
+      run<Daq, float>(exact, P, L, bounds);
+      run<Daq, bfloat>(exact, P, L, bounds);
       run<Lsq, float>({-8, 7}, P, L);
       run<Lsq, bfloat>({0, 15}, P, L);
       run<Lsq, half>({-2, 1}, P, L);

@@ -1,0 +1,71 @@
+// DAQ, the maths: the nearest of N + 1 codes between two bounds, and the soft assignment's gradient, for CPU and CUDA alike.
+//   q = clamp((x - l) (N / (u - l)), 0, N)   Q = floor(q) + [q - floor(q) > 1/2]    y = (2 Q - N) * (s / N)    (or Q * (s / N))
+//   G = A coth((kappa + v) / 2), v = |1 - 2 (q - floor(q))| = 1 - 2 |q - Q|        h = g * 2 G s / (u - l)    (or half that)
+//   dx = h    dl = -h (1 - x_n)    du = -h x_n, x_n = (x - l) / (u - l), where l <= x <= u, else 0            ds = g * y / s
+// No exponential: coth((kappa + v) / 2) = (1 + T t) / (T + t) with T = tanh(kappa / 2), a constant, and t = tanh(v / 2), an odd
+// polynomial. Its terms are positive, so that nothing cancels, however small kappa is.
+#pragma once
+#include "../common/maths.h"
+
+namespace qk {
+
+struct DaqArgs {
+  float n, inverse;     // N, 1 / N
+  float twice, offset;  // level = twice * Q - offset: 2 and N, or 1 and 0
+  float amplitude;      // A
+  float base;           // T
+};
+
+inline DaqArgs daq_args(int64_t n, bool is_signed, double amplitude, double base) {
+  return {float(n), 1.0f / float(n), is_signed ? 2.0f : 1.0f, is_signed ? float(n) : 0.0f, float(amplitude), float(base)};
+}
+
+// tanh(v / 2) for 0 <= v <= 1, to a relative error of 1.3e-8 before rounding (a minimax fit).
+template <class V>
+QK_HD V tanh_half(V v) {
+  const V w = v * v;
+  V p = V(3.34668101369e-5f);
+  p = p * w + V(-4.13953713838e-4f);
+  p = p * w + V(4.16399353715e-3f);
+  p = p * w + V(-4.16663367426e-2f);
+  p = p * w + V(4.99999993436e-1f);
+  return p * v;
+}
+
+template <class V>
+struct Daq {
+  using Args = DaqArgs;
+  static constexpr int kParams = 3;  // lower, upper, scale
+  V lower, upper, codes_a_unit, n, twice, offset, step, inverse, slope, base;
+  QK_HD Daq(const Args& a, const float* const* params, int64_t p)
+      : lower(params[0][p]), upper(params[1][p]), codes_a_unit(a.n / positive_or_nan(params[1][p] - params[0][p])), n(a.n),
+        twice(a.twice), offset(a.offset), step(positive_or_nan(params[2][p]) * a.inverse), inverse(a.inverse),
+        slope(params[2][p] * a.twice * a.amplitude / (params[1][p] - params[0][p])), base(a.base) {}
+
+  // The level of q in [0, N], half down, and how far q is from its code.
+  QK_HD V level(V q, V* distance) const {
+    const V even = round_even(q), above = q - even;
+    *distance = absolute(above);
+    return select(above <= V(-0.5f), even - V(1.0f), even) * twice - offset;
+  }
+
+  QK_HD V value(V x) const {
+    V distance;
+    return level(clamp((x - lower) * codes_a_unit, V(0.0f), n), &distance) * step;
+  }
+
+  QK_HD V grad(V g, V x, V* terms) const {
+    const V q = clamp((x - lower) * codes_a_unit, V(0.0f), n), unit = q * inverse;
+    V distance;
+    const V l = level(q, &distance), t = tanh_half(V(1.0f) - (distance + distance));
+    const V h = g * (slope * ((V(1.0f) + base * t) / (base + t)));
+    const auto inside = (x >= lower) & (x <= upper);  // false for NaN: its dx is 0, its terms NaN
+    const V outside = select(is_number(q), V(0.0f), q);
+    terms[0] = select(inside, h * (unit - V(1.0f)), outside);
+    terms[1] = select(inside, V(0.0f) - h * unit, outside);
+    terms[2] = g * (l * inverse);
+    return select(inside, h, V(0.0f));
+  }
+};
+
+}  // namespace qk

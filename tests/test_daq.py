@@ -1,0 +1,230 @@
+"""DAQ's laws: the closed form is what autograd makes of the soft assignment, and what holds at the edges."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import qkernels as qk
+from qkernels import backends
+from qkernels.ops.daq import reference
+from qkernels.testing.compare import assert_same_bits, value_and_grads
+
+BACKENDS = [b for b in backends.backends_of("daq") if backends.refusal("daq", b, torch.empty(0)) is None]
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+ONE = torch.ones(1)
+
+
+def soft_argmax(
+    x: Tensor, lower: Tensor, upper: Tensor, *, bits: int, signed: bool, gamma: float, sigma: float
+) -> Tensor:
+    """DAQ as its authors compute it, from the formulas: scores of the codes around q, a kernel around the nearer one,
+    a softmax whose temperature the gap of the scores sets, and codes moved apart to undo the softmax."""
+    n = 2**bits - 1
+    clipped = (x < lower) | (x > upper)
+    q = (x - lower) / (upper - lower) * n
+    q = torch.where(clipped, q.detach().clamp(0, n), q)
+    floor = q.detach().floor()
+    d = q - floor
+    distances = torch.stack([d, d - 1])
+    scores = torch.exp(-torch.where(distances >= 0, distances, -distances))  # |d| has the derivative +1 at 0
+    near = scores.detach().argmax(0)
+    kernel = torch.full_like(scores, math.exp(-(sigma**-2)))
+    kernel[near, torch.arange(len(x))] = 1.0
+    scores = scores * kernel
+    p = torch.softmax(gamma / (scores[0] - scores[1]).abs().detach() * scores, 0)
+    shift = 1 / math.expm1(gamma)
+    code = floor - shift * p[0] + (1 + shift) * p[1]
+    return (2 * code - n) / n if signed else code / n
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("signed", [True, False])
+def test_it_is_the_authors_soft_argmax(bits, signed):
+    """Value and gradients of the reference in float64, also on every code and on the bounds."""
+    n = 2**bits - 1
+    lower, upper = (torch.tensor([p], dtype=torch.float64) for p in (-1.25 if signed else 0.0, 1.75))
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(bits))  # of float32: codes are decided in it
+    q = (x.double() - lower) / (upper - lower) * n
+    x = x[(q - q.floor() - 0.5).abs() > 1e-4]  # in the very middle float32 may fall to the other code
+    x = torch.cat([x.double(), lower, upper])
+    if signed is False and bits < 8:
+        upper = torch.full_like(upper, float(n))
+        x = torch.cat([x, torch.arange(n + 1.0, dtype=torch.float64)])
+    assert ((x == lower) | (x == upper)).sum() >= 1
+    for gamma in (0.1, 1.0, 2.0, 5.0, 10.0):
+        for sigma in (0.5, 1.0, 2.0, 4.0):
+            options = dict(bits=bits, signed=signed, gamma=gamma, sigma=sigma)
+            want, grads, g = value_and_grads(soft_argmax, (x, lower, upper), options)
+
+            def ours(x, lower, upper, gamma=gamma, sigma=sigma):
+                return reference.daq(x, lower, upper, ONE.double(), n, signed, gamma, sigma)
+
+            got, own, _ = value_and_grads(ours, (x, lower, upper), {}, g=g)
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-12 / math.tanh(gamma / 2))
+            for a, b in zip(own, grads, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * grads[0].abs().max().item())
+
+
+@every_backend
+def test_on_a_code_the_gain_is_not_that_of_a_plain_abs(backend):
+    """A ReLU's zeros are on a code. With |d|' = 0 there, autograd gives 0.1107 for gamma = sigma = 2; G is 0.4972."""
+    x, upper = torch.tensor([0.0, 1.0, 7.0, 15.0]), torch.tensor([15.0])
+    options = dict(bits=4, signed=False, gamma=2.0, sigma=2.0, backend=backend)
+    _, (dx, _, _), _ = value_and_grads(
+        lambda *t: qk.daq(*t, scale=upper, **options), (x, torch.zeros(1), upper), {}, g=torch.ones(4)
+    )
+    z = 1.25
+    want = 2 / (2 * math.sinh(2)) / math.tanh(z / 2)
+    assert abs(want - 0.4972) < 5e-5
+    torch.testing.assert_close(dx, torch.full((4,), want), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "sigma", "low", "high", "mean"),
+    [(2.0, 1.0, 0.362, 0.597, 0.448), (2.0, 2.0, 0.497, 2.217, 0.922), (2.0, 4.0, 0.567, 8.83, 1.588)],
+)
+def test_the_gain_grows_from_a_code_to_the_middle(gamma, sigma, low, high, mean):
+    """Its values on a code and in the middle, and its mean over a bin: A 2 ln(sinh((k + 1) / 2) / sinh(k / 2))."""
+    n = 200_001
+    x = torch.linspace(0, 1, n)
+    options = dict(bits=1, signed=False, gamma=gamma, sigma=sigma)
+    _, (dx, _, _), _ = value_and_grads(qk.daq, (x, torch.zeros(1), ONE), options, g=torch.ones(n))
+    assert [round(v, len(str(want)) - 2) for v, want in ((dx[0].item(), low), (dx[n // 2].item(), high))] == [low, high]
+    kappa = sigma**-2
+    exact = reference.amplitude(gamma) * 2 * math.log(math.sinh((kappa + 1) / 2) / math.sinh(kappa / 2))
+    assert abs(exact - mean) < 5e-4 and abs(dx.double().mean().item() - exact) < 1e-4 * exact
+    torch.testing.assert_close(dx, dx.flip(0), rtol=2e-4, atol=0)
+    assert (dx[: n // 2].diff() >= -1e-5).all()
+
+
+def test_gamma_is_a_factor_of_the_gradient_and_nothing_else():
+    x, bounds = torch.randn(1000), (torch.tensor([-1.0]), torch.tensor([1.5]))
+    y, base, g = value_and_grads(qk.daq, (x, *bounds), dict(bits=3))
+    for gamma, amplitude in ((0.1, 0.4992), (1.0, 0.4255), (2.0, 0.2757), (5.0, 0.0337), (10.0, 0.00045)):
+        assert abs(reference.amplitude(gamma) - amplitude) < 5e-5
+        other, grads, _ = value_and_grads(qk.daq, (x, *bounds), dict(bits=3, gamma=gamma), g=g)
+        assert_same_bits(other, y, "forward")
+        for a, b in zip(grads, base, strict=True):
+            torch.testing.assert_close(a, b * (reference.amplitude(gamma) / reference.amplitude(2.0)))
+    assert abs(reference.amplitude(1e-6) - 0.5) < 1e-9
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_values_are_exact_levels(backend, dtype):
+    """The softmax form is off by up to 8e-3 in float16; here y is an integer times 1 / N, half down, for all codes."""
+    for bits in range(1, 9):
+        n = 2**bits - 1
+        codes = torch.arange(n + 1.0)
+        x = torch.cat([codes, codes[:-1] + 0.5, torch.tensor([-torch.inf, -7.0, n + 9.0, torch.inf])])
+        want = torch.cat([codes, codes[:-1], torch.tensor([0.0, 0, n, n])])
+        bounds = torch.zeros(1), torch.tensor([float(n)])
+        y = qk.daq(x.to(dtype), *bounds, torch.tensor([float(n)]), bits=bits, signed=False, backend=backend)
+        assert torch.equal(y, want.to(dtype))
+        y = qk.daq(x.to(dtype), *bounds, bits=bits, backend=backend)
+        assert torch.equal(y, ((2 * want - n) * torch.tensor(1 / n)).to(dtype))
+    for signed, levels in ((True, [-1.0, 1.0]), (False, [0.0, 1.0])):
+        y = qk.daq(torch.randn(50).to(dtype), -ONE, ONE, bits=1, signed=signed, backend=backend)
+        assert y.unique().tolist() == levels
+
+
+@every_backend
+def test_the_bounds_belong_to_the_inside(backend):
+    """Also where (x - lower) * (N / (upper - lower)) rounds away from 0 or N."""
+    torch.manual_seed(0)
+    lower = torch.randn(2000)
+    upper = lower + torch.rand(2000) + 0.01
+    for x, inside in (
+        (lower, True),
+        (upper, True),
+        (lower.nextafter(-ONE * 9), False),
+        (upper.nextafter(ONE * 9), False),
+    ):
+        y, (dx, dl, du), g = value_and_grads(
+            qk.daq, (x, lower, upper), dict(bits=4, backend=backend), g=torch.ones(2000)
+        )
+        low = x <= lower
+        assert_same_bits(y, torch.where(low, -15.0, 15.0) * torch.tensor(1 / 15), "codes 0 and N")
+        assert ((dx > 0) == inside).all()
+        own, other = torch.where(low, dl, du), torch.where(low, du, dl)  # of the bound that x is on
+        torch.testing.assert_close(own, -dx, rtol=1e-6, atol=0)
+        assert (other.abs() <= 1e-6 * dx).all()
+
+
+@every_backend
+def test_the_learned_scale_has_its_closed_form(backend):
+    """daq(x, -s, s, s, symmetric=True): dx = in G,  ds = (2 Q / N - 1) - in G x / s; clipped: -1 or 1."""
+    x, s = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 1.5, torch.tensor([1.3])
+    for bits in (2, 3, 4, 8):
+        n = 2**bits - 2
+        y, (dx, ds), g = value_and_grads(
+            lambda x, s, bits=bits: qk.daq(x, -s, s, s, bits=bits, symmetric=True, backend=backend), (x, s), {}
+        )
+        wide, inside = x.double(), x.abs() <= s
+        q = ((wide / s + 1) / 2 * n).clamp(0, n)
+        slope = reference.gain(q, 2.0, 1.0) * inside
+        level = y.double() / s
+        assert level.mul(n / 2).sub(level.mul(n / 2).round()).abs().max() < 1e-5 * n and 0.0 in level
+        end, rounded = level[~inside].abs(), 3 * 2**-24  # 1 / N, s / N and the product
+        assert (end - 1).abs().max() <= rounded and torch.equal(level[~inside].sign(), wide[~inside].sign())
+        steepest = 2 * slope.max().item()  # |dG/dq| <= 2 G at sigma 1; q has three roundings of up to n * 2**-24
+        near = 3 * n * 2**-24 * steepest + 8 * 2**-24
+        assert ((dx.double() - g * slope).abs() <= near * g.abs()).all()
+        want = (g * (level - slope * wide / s)).sum()
+        assert abs(ds.item() - want.item()) <= 2 * near * g.abs().sum()
+
+
+@every_backend
+def test_bounds_that_meet_or_cross_give_nan_in_their_block(backend):
+    x = torch.randn(5, 8)
+    lower, upper = -torch.ones(5), torch.ones(5)
+    lower[1], upper[2], lower[3], upper[3] = 1.0, -2.0, torch.nan, torch.nan
+    y = qk.daq(x, lower, upper, bits=4, backend=backend)
+    assert y.isnan().all(1).tolist() == [False, True, True, True, False]
+    assert y[[0, 4]].isfinite().all()
+
+
+@every_backend
+def test_bounds_as_close_as_floats_can_be(backend):
+    lower = torch.tensor([1.0])
+    upper = lower.nextafter(lower + 1)
+    x = torch.tensor([0.0, 1.0, upper.item(), 2.0])
+    y, (dx, dl, du), _ = value_and_grads(qk.daq, (x, lower, upper), dict(bits=4, backend=backend), g=torch.ones(4))
+    assert_same_bits(y, torch.tensor([-15.0, -15, 15, 15]) * torch.tensor(1 / 15), "codes")
+    assert dx.isfinite().all() and (dx > 0).tolist() == [False, True, True, False]
+    assert dl.isfinite().all() and du.isfinite().all()
+
+
+@every_backend
+def test_an_infinity_moves_no_bound(backend):
+    """(x - lower) is infinite there: it must be left out before it is multiplied by 0."""
+    x = torch.tensor([0.3, torch.inf, -torch.inf, 1e30, -0.2])
+    y, (dx, dl, du), g = value_and_grads(qk.daq, (x, -ONE, ONE), dict(bits=4, backend=backend))
+    assert y.isfinite().all() and dx[1:4].tolist() == [0, 0, 0]
+    keep = torch.tensor([0, 4])
+    _, (kx, kl, ku), _ = value_and_grads(qk.daq, (x[keep], -ONE, ONE), dict(bits=4, backend=backend), g=g[keep])
+    torch.testing.assert_close((dx[keep], dl, du), (kx, kl, ku))
+
+
+def test_no_scale_is_a_scale_of_one():
+    x, bounds = torch.randn(3, 40), (-torch.ones(3), torch.ones(3))
+    for options in (dict(bits=4), dict(bits=2, signed=False)):
+        y = qk.daq(x, *bounds, **options)
+        assert_same_bits(y, qk.daq(x, *bounds, torch.ones(1), **options), "y")
+        a, b = qk.harden("daq", x, *bounds, **options), qk.harden("daq", x, *bounds, torch.ones(3), **options)
+        assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def test_harden_refuses_bounds_that_cross():
+    with pytest.raises(ValueError, match="daq: upper must be above lower, got 1 and 1 in block 1"):
+        qk.harden("daq", torch.randn(2, 4), torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), bits=4)
+
+
+def test_sigma_defaults_to_the_release():
+    x, bounds = torch.randn(100), (-ONE, ONE)
+    for signed, sigma in ((True, 1.0), (False, 2.0)):
+        want = value_and_grads(qk.daq, (x, *bounds), dict(bits=4, signed=signed, sigma=sigma))[1]
+        got = value_and_grads(qk.daq, (x, *bounds), dict(bits=4, signed=signed))[1]
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
