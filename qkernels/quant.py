@@ -5,11 +5,13 @@ from torch import Tensor
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
+from .ops.soft_assign import op as _soft_assign
 
 lsq = _lsq.lsq
 post, post_levels = _post.post, _post.post_levels
+soft_assign = _soft_assign.soft_assign
 
-_HARDEN = {"lsq": _lsq.harden, "post": _post.harden}
+_HARDEN = {"lsq": _lsq.harden, "post": _post.harden, "soft_assign": _soft_assign.harden}
 
 
 def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
@@ -38,4 +40,4 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "harden", "lsq", "post", "post_levels"]
+__all__ = ["Hardened", "harden", "lsq", "post", "post_levels", "soft_assign"]
