@@ -7,7 +7,7 @@ from .matmul import lut_conv2d, lut_dequantize, lut_linear
 from .methods import LSQ, METHODS, POST
 from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, daq, harden, lsq, post, post_levels
+from .quant import Hardened, daq, harden, lsq, post, post_levels, soft_assign
 
 __all__ = [
     "LSQ",
@@ -34,4 +34,5 @@ __all__ = [
     "post_levels",
     "prepare_",
     "save_packed",
+    "soft_assign",
 ]

@@ -258,8 +258,9 @@ def test_saves_x_and_the_parameter_only(case, backend, dtype):
         own = leaves(tensors)
         saved = saved_tensors(lambda own=own, kwargs=kwargs: case.fn(*own, **kwargs, backend=backend))
         x_storage = own[0].untyped_storage().data_ptr()
-        most = max(p.numel() for p in own[1:])
-        extra = [t for t in saved if t.numel() > most and t.untyped_storage().data_ptr() != x_storage]
+        most = max(p.untyped_storage().nbytes() for p in own[1:])
+        stored = [(t, t.untyped_storage()) for t in saved]  # an expanded parameter is as large as what it expands
+        extra = [t for t, storage in stored if storage.nbytes() > most and storage.data_ptr() != x_storage]
         assert not extra, f"{case} {list(own[0].shape)} saves {[list(t.shape) for t in extra]}"
 
 
@@ -295,8 +296,10 @@ def test_hardened_codes_are_what_the_forward_used(case, backend, dtype):
     for tensors, kwargs in case.samples(DEVICE, dtype):
         if not tensors[0].numel():
             continue
-        y = case.fn(*tensors, **kwargs, backend=backend)
         hardened = case.harden(*tensors, **kwargs)
+        if hardened is None:
+            continue
+        y = case.fn(*tensors, **kwargs, backend=backend)
         assert hardened.codes.dtype == torch.uint8 and int(hardened.codes.max()) < hardened.levels.numel() <= 256
         assert_same_bits(hardened.value().to(dtype), y, f"{case} {kwargs}")
         tried += 1

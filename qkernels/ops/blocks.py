@@ -47,6 +47,24 @@ def prepare(name: str, x: Tensor, **parameters: Tensor) -> tuple[Tensor, list[Te
     return x, values, lambda y: y
 
 
+def prepare_levels(
+    name: str, x: Tensor, levels: Tensor, **parameters: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor], Callable[[Tensor], Tensor]]:
+    """``prepare`` for ops with a codebook: levels [K], or [P, K] with a row a block; K of 2 to 256.
+
+    Returns (x, levels as float32 [P, K], the other parameters as float32 [P], restore).
+    """
+    if not isinstance(levels, Tensor):
+        raise TypeError(f"{name}: levels must be a Tensor of shape [K] or [P, K], got {type(levels).__name__}")
+    if levels.dim() not in (1, 2) or not 2 <= levels.shape[-1] <= 256:
+        raise ValueError(f"{name}: levels must have shape [K] or [P, K], K of 2 to 256, got {list(levels.shape)}")
+    rows = levels if levels.dim() == 2 else levels[None]
+    x, (_, *values), restore = prepare(name, x, levels=rows[:, 0], **parameters)
+    rows = rows.to(torch.float32)
+    P = values[0].shape[0]
+    return x, rows if rows.shape[0] == P else rows.expand(P, -1), values, restore
+
+
 def int_range(name: str, bits: int, signed: bool) -> tuple[int, int]:
     """(smallest, largest) code of a ``bits``-bit integer grid."""
     least = 2 if signed else 1

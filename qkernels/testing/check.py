@@ -26,10 +26,10 @@ def check(case: Case, tensors: tuple[Tensor, ...], kwargs: dict, backend: str) -
     y, grads, g = value_and_grads(case.fn, tensors, kwargs | {"backend": backend})
     y_ref, grads_ref, _ = value_and_grads(case.reference, tensors, kwargs)
     x = tensors[0]
-    if case.soft_forward or case.soft_grad:
+    if case.is_soft(kwargs) or case.soft_grad:
         wide = [t.double() for t in tensors]
         y_true, grads_true, _ = value_and_grads(case.reference, wide, kwargs, g=g)
-    if case.soft_forward:
+    if case.is_soft(kwargs):
         assert_soft(y, y_ref, y_true, case.value_operand(**kwargs), what)
     else:
         assert_same_bits(y, y_ref, what)

@@ -27,14 +27,16 @@ class Case:
     # (**kwargs) -> how large the operands of a gradient's terms can be, for g = 1 (they may cancel): one number for all
     # parameters, or one for each; if soft_grad one for each tensor, x first
     operand: Callable
-    harden: Callable | None = None  # (*tensors, **kwargs) -> Hardened, for quantizers on a hard grid
+    # (*tensors, **kwargs) -> Hardened, for quantizers on a hard grid; None for a call that has no codes
+    harden: Callable | None = None
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     plain: dict = field(default_factory=lambda: {"bits": 4})  # arguments of an ordinary call
     parameters: Callable[[int], tuple[Tensor, ...]] = lambda P: (torch.ones(P),)  # ordinary ones, |x| about 1
+    rows: tuple[int, ...] = ()  # tensors (by position) that are [P, K], a row a block, or [K] for all of x
     shared: tuple[int, ...] = ()  # tensors (by position) that have no blocks: all of x shares them
     positive: tuple[int, ...] = (1,)  # tensors whose values must be positive, else their block is NaN
     value_operand: Callable = lambda **kwargs: 1.0  # of a soft forward: how large its terms are, |x| about 1
-    soft_forward: bool = False
+    soft_forward: bool | Callable = False  # or (**kwargs) -> whether this call's forward is soft
     soft_grad: bool = False
 
     def __repr__(self) -> str:
@@ -48,7 +50,12 @@ class Case:
 
     def blocks(self, tensors: Sequence[Tensor], i: int) -> int:
         """How many equal blocks of x parameter i splits it into."""
-        return 1 if i in self.shared else tensors[i].shape[0]
+        for_all = i in self.shared or (i in self.rows and tensors[i].dim() == 1)
+        return 1 if for_all else tensors[i].shape[0]
+
+    def is_soft(self, kwargs: dict) -> bool:
+        """Whether the forward of this call is soft."""
+        return self.soft_forward(**kwargs) if callable(self.soft_forward) else self.soft_forward
 
 
 def block_samples(
