@@ -7,7 +7,7 @@ from .matmul import lut_conv2d, lut_dequantize, lut_linear
 from .methods import LSQ, METHODS, POST
 from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, harden, lsq, post, post_levels
+from .quant import Hardened, cpq, harden, lsq, post, post_levels
 
 __all__ = [
     "LSQ",
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "convert_",
+    "cpq",
     "harden",
     "load_packed",
     "lsq",

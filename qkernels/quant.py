@@ -2,14 +2,16 @@
 
 from torch import Tensor
 
+from .ops.cpq import op as _cpq
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
 
+cpq = _cpq.cpq
 lsq = _lsq.lsq
 post, post_levels = _post.post, _post.post_levels
 
-_HARDEN = {"lsq": _lsq.harden, "post": _post.harden}
+_HARDEN = {"cpq": _cpq.harden, "lsq": _lsq.harden, "post": _post.harden}
 
 
 def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
@@ -38,4 +40,4 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "harden", "lsq", "post", "post_levels"]
+__all__ = ["Hardened", "cpq", "harden", "lsq", "post", "post_levels"]
