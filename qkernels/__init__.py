@@ -7,7 +7,7 @@ from .matmul import lut_conv2d, lut_dequantize, lut_linear
 from .methods import LSQ, METHODS, POST
 from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, daq, harden, lsq, post, post_levels, soft_assign
+from .quant import Hardened, cpq, daq, harden, lsq, post, post_levels, soft_assign
 
 __all__ = [
     "LSQ",
@@ -21,6 +21,7 @@ __all__ = [
     "calibrate",
     "convert_",
     "daq",
+    "cpq",
     "harden",
     "load_packed",
     "lsq",

@@ -2,18 +2,26 @@
 
 from torch import Tensor
 
+from .ops.cpq import op as _cpq
 from .ops.daq import op as _daq
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
 from .ops.soft_assign import op as _soft_assign
 
+cpq = _cpq.cpq
 lsq = _lsq.lsq
 daq = _daq.daq
 post, post_levels = _post.post, _post.post_levels
 soft_assign = _soft_assign.soft_assign
 
-_HARDEN = {"lsq": _lsq.harden, "post": _post.harden, "daq": _daq.harden, "soft_assign": _soft_assign.harden}
+_HARDEN = {
+    "lsq": _lsq.harden,
+    "post": _post.harden,
+    "daq": _daq.harden,
+    "soft_assign": _soft_assign.harden,
+    "cpq": _cpq.harden,
+}
 
 
 def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
@@ -42,4 +50,4 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "daq", "harden", "lsq", "post", "post_levels", "soft_assign"]
+__all__ = ["Hardened", "daq", "harden", "lsq", "post", "post_levels", "soft_assign", "cpq"]

@@ -5,21 +5,35 @@
 
 namespace qk {
 
-// e**v to a unit in the last place, for v <= 88 (above, e**88); 0 below -87.3, where it would be denormal; a NaN stays.
-// v = n ln 2 + r with |r| <= ln(2) / 2, and a polynomial in r (the coefficients of Cephes' expf).
+// e**r - 1 and n, where v = n ln 2 + r with |r| <= ln(2) / 2; a polynomial in r (the coefficients of Cephes' expf).
 template <class V>
-QK_HD V exponential(V v) {
+QK_HD V reduced_exponential(V v, V* n) {
   const V c = at_most(at_least(v, V(-87.3f)), V(88.0f));
-  const V n = round_even(c * V(1.44269504088896341f));
-  const V r = (c - n * V(0.693359375f)) - n * V(-2.12194440e-4f);  // the first product is exact
+  *n = round_even(c * V(1.44269504088896341f));
+  const V r = (c - *n * V(0.693359375f)) - *n * V(-2.12194440e-4f);  // the first product is exact
   V p = V(1.9875691500e-4f);
   p = p * r + V(1.3981999507e-3f);
   p = p * r + V(8.3334519073e-3f);
   p = p * r + V(4.1665795894e-2f);
   p = p * r + V(1.6666665459e-1f);
   p = p * r + V(5.0000001201e-1f);
-  const V y = times_pow2((p * (r * r) + r) + V(1.0f), n);
-  return select(v < V(-87.3f), V(0.0f), y);
+  return p * (r * r) + r;
+}
+
+// e**v to a unit in the last place, for v <= 88 (above, e**88); 0 below -87.3, where it would be denormal; a NaN stays.
+template <class V>
+QK_HD V exponential(V v) {
+  V n;
+  const V y = reduced_exponential(v, &n);
+  return select(v < V(-87.3f), V(0.0f), times_pow2(y + V(1.0f), n));
+}
+
+// e**v - 1 to two units in the last place, also near 0; the range of exponential.
+template <class V>
+QK_HD V exponential_minus_one(V v) {
+  V n;
+  const V y = reduced_exponential(v, &n);
+  return times_pow2(y, n) + (times_pow2(V(1.0f), n) - V(1.0f));
 }
 
 // 2**v - 2**-64 for v in [-64, 0], to a unit in the last place of 2**v: a weight beside others of which one is 1. It is

@@ -1,0 +1,152 @@
+// CPQ, the maths: rounding forward, the gradient of category probabilities backward, for CPU and CUDA alike.
+//   u = x / s    k = round(clamp(u, lo, hi))    y = k * s    rho = s / sigma    r = u - k
+// Code n has the probability S(t(n + 1/2)) - S(t(n - 1/2)) with S the logistic sigmoid and t(c) = rho * (c - u) the edge c in
+// units of sigma. Backward differentiates q, the probability of k (argmax), or E, the mean code (full); each may be divided by
+// the mass Z of the grid (truncate). With w = k (argmax) or 1 (full), X = sigma dq/dx and Y = sigma dq/ds:
+//   dx = g w rho X    ds = g (k + w rho Y)    dsigma = -g w rho**2 (u X + Y)    (q does not change if x, s, sigma grow alike)
+// Y' = Y + k X, in which edges count from k, has no cancellation between large codes: Y = Y' - k X, u X + Y = r X + Y'.
+//
+// Everything is made of odds, each of which is small wherever it is one of many: e**-t right of x, e**t left of x. So no
+// probability is a difference of numbers near 1, and what is far off the grid keeps its relative precision.
+#pragma once
+#include "../common/functions.h"
+
+namespace qk {
+
+struct CpqArgs { float lo, hi; };  // smallest and largest code
+
+constexpr float kCpqFar = 85.0f;    // sigma off the grid: e**-85 is the end of float32, beyond it dx is 0
+constexpr float kCpqDecay = 20.0f;  // sigma off the grid, from where dx falls as e**-t to float32 precision
+
+template <class V, bool full, bool truncate>
+struct Cpq {
+  using Args = CpqArgs;
+  static constexpr int kParams = 2;  // step, sigma
+  V s, s_high, s_low, per_s, lo, hi, rho, reach;
+  V own, gain, pull;     // argmax: factor of the own code's odds, its truncated gain, d log(1 - e**-rho) / d rho (less Z's)
+  V q, grid, per_grid;   // full: e**-rho; 1 - e**-(K rho) and its reciprocal
+  V sum0[3], sum1[3];    // full: coefficients of the sum of all edges further out, see far_edges
+  int edges;             // full: pairs of edges that are summed one by one
+
+  QK_HD Cpq(const Args& a, const float* const* params, int64_t p) : lo(a.lo), hi(a.hi) {
+    const float step = positive_or_nan(params[1][p] > 0.0f ? params[0][p] : 0.0f), shift = pow2_floor(step) * 6144.0f;
+    const float high = (step + shift) - shift;  // 12 bits: its product with a code is exact
+    const float r = step / params[1][p], K = a.hi - a.lo + 1.0f;
+    s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(r);
+    reach = V(0.5f + kCpqFar / r);
+    const float one = -exponential_minus_one(-r), all = -exponential_minus_one(-(K * r));
+    own = V(one), gain = V(one / all), q = V(exponential(-r)), grid = V(all), per_grid = V(1.0f / all);
+    const float push = 1.0f / exponential_minus_one(r);
+    pull = V(truncate ? push - K / exponential_minus_one(K * r) : push);
+    // Edges from the first left out on add less than 1e-8 of the sum, or what far_edges leaves out of it.
+    const float window = (truncate ? kCpqDecay : 5.5f) / r;
+    edges = window < K - 1.0f ? int(window) + 1 : int(K) - 1;
+    for (int n = 1; n <= 3; n++) {
+      const float rest = -exponential_minus_one(-(float(n) * r)), sign = n == 2 ? -1.0f : 1.0f;
+      sum0[n - 1] = V(sign * float(n) / rest);
+      sum1[n - 1] = V(sign * float(n) * exponential(-(float(n) * r)) / (rest * rest));
+    }
+  }
+
+  QK_HD V value(V x) const { return round_even(clamp(x / s, lo, hi)) * s; }
+
+  // Sums over the edges j = 0, 1, ... with odds z q**j: f, and j f; f = odds / (1 + odds)**2 = z - 2 z**2 + 3 z**3 - ...,
+  // a geometric sum a power. For z <= e**-5.5 what is left out is below 1e-8 of the first term.
+  QK_HD V far_edges(V z, V* weighted) const {
+    *weighted = z * (sum1[0] + z * (sum1[1] + z * sum1[2]));
+    return z * (sum0[0] + z * (sum0[1] + z * sum0[2]));
+  }
+
+  QK_HD void argmax_gradient(V k, V r, V* w, V* X, V* Y) const {
+    const V one(1.0f), half(0.5f);
+    const V up = exponential(rho * (r - half)), down = exponential(V(0.0f) - rho * (r + half));  // the own code's edges
+    const V inverse = one / ((one + up) * (one + down));
+    if constexpr (!truncate) {
+      *w = k * (own * inverse);
+      *X = (down - up) * inverse;
+      *Y = half * ((up * (one + down) + down * (one + up)) * inverse) + pull;
+    } else {
+      const V after = hi - k, before = k - lo;
+      const V top = exponential(rho * ((r - half) - after)), bottom = exponential(V(0.0f) - rho * ((r + half) + before));
+      const V ends = (one + top) * (one + bottom), inverse_ends = one / ends;
+      const V per_up = (one + down) * inverse, per_down = (one + up) * inverse;  // 1 / (1 + odds) of each edge
+      const V per_top = (one + bottom) * inverse_ends, per_bottom = (one + top) * inverse_ends;
+      const V above = ((up - top) * per_up) * per_top;          // S(-t) of the upper edge less the same of the top: 0 at the top
+      const V below = ((down - bottom) * per_down) * per_bottom;
+      *w = k * (gain * (inverse * ends));
+      *X = below - above;
+      *Y = (half * (above + below) - after * (top * per_top) - before * (bottom * per_bottom)) + pull;
+    }
+  }
+
+  QK_HD void full_gradient(V k, V r, V* X, V* Y) const {
+    const V zero(0.0f), one(1.0f), half(0.5f);
+    const V after = hi - k, before = k - lo;  // edges of the grid on either side of x
+    const V up = exponential(rho * (r - half)), down = exponential(zero - rho * (r + half));
+    const V top = exponential(rho * ((r - half) - after)), bottom = exponential(zero - rho * ((r + half) + before));
+    const V inverse = one / ((one + top) * (one + bottom));
+    const V per_top = (one + bottom) * inverse, per_bottom = (one + top) * inverse;
+    const V s_top = top * per_top, s_bottom = bottom * per_bottom;          // S(-t) of the top, S(t) of the bottom
+    const V f_top = s_top * per_top, f_bottom = s_bottom * per_bottom;      // S (1 - S)
+    V right = select(k < hi, up, zero), left = select(k > lo, down, zero);  // odds of edge j on either side; 0 if not there
+    V sum(0.0f), weighted(0.0f), mean(0.0f);
+    for (int j = 0; j < edges; j++) {
+      const V a = one + right, b = one + left, i = one / (a * b), per_right = b * i, per_left = a * i;
+      const V s_right = right * per_right, s_left = left * per_left;
+      const V f_right = s_right * per_right, f_left = s_left * per_left;
+      weighted = weighted + V(float(j) + 0.5f) * (f_right - f_left);
+      if constexpr (truncate) {
+        const V r_top = select(after > V(float(j)), s_right - s_top, zero);
+        const V l_bottom = select(before > V(float(j)), s_left - s_bottom, zero);
+        sum = sum + (r_top * (per_bottom - s_right) + l_bottom * (per_top - s_left));
+        mean = mean + (r_top - l_bottom);
+      } else {
+        sum = sum + (f_right + f_left);
+      }
+      right = select(after > V(float(j + 1)), right * q, zero);
+      left = select(before > V(float(j + 1)), left * q, zero);
+    }
+    if constexpr (truncate) {
+      const V per_Z = per_grid / (per_top * per_bottom);  // Z = (1 - e**-(K rho)) S(top) S(-bottom)
+      const V e = mean * per_Z;                           // the mean code less k
+      *X = sum * per_Z;
+      *Y = (((before + e) * (before + half)) * f_bottom * V(-1.0f) + ((after - e) * (after + half)) * f_top - weighted) * per_Z;
+    } else {
+      const V first = V(float(edges)), end_right = select(after > first, top, zero), end_left = select(before > first, bottom, zero);
+      V r1, r2, l1, l2;  // from edge `edges` to infinity, less from the end of the grid to infinity
+      const V r0 = far_edges(right, &r1), re = far_edges(end_right, &r2), l0 = far_edges(left, &l1), le = far_edges(end_left, &l2);
+      sum = sum + ((r0 - re) + (l0 - le));
+      const V from = first + half;
+      weighted = weighted + ((((from * r0 + r1) - ((after + half) * re + r2)) - ((from * l0 + l1) - ((before + half) * le + l2))));
+      *X = (sum - hi * f_top) + lo * f_bottom;
+      *Y = (hi * ((after + half) * f_top) + lo * ((before + half) * f_bottom)) - weighted;
+    }
+  }
+
+  QK_HD V grad(V g, V x, V* terms) const {
+    const V k = round_even(clamp(x / s, lo, hi));
+    const V r = clamp(((x - k * s_high) - k * s_low) * per_s, V(0.0f) - reach, reach);
+    V w(1.0f), X, Y;
+    if constexpr (!full) {
+      argmax_gradient(k, r, &w, &X, &Y);
+    } else if constexpr (!truncate) {
+      full_gradient(k, r, &X, &Y);
+    } else {
+      const V near = V(0.5f) + V(kCpqDecay) / rho;
+      full_gradient(k, clamp(r, V(0.0f) - near, near), &X, &Y);
+      X = X * exponential(at_most(rho * (near - absolute(r)), V(0.0f)));
+    }
+    const V scale = g * (w * rho);
+    X = select(absolute(r) < reach, X, V(0.0f));
+    terms[0] = g * k + scale * (Y - k * X);
+    terms[1] = V(0.0f) - scale * (rho * (r * X + Y));
+    return select(is_number(r), scale * X, V(0.0f));
+  }
+};
+
+template <class V> using CpqArgmax = Cpq<V, false, false>;
+template <class V> using CpqArgmaxTruncated = Cpq<V, false, true>;
+template <class V> using CpqFull = Cpq<V, true, false>;
+template <class V> using CpqFullTruncated = Cpq<V, true, true>;
+
+}  // namespace qk
