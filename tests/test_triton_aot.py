@@ -16,9 +16,12 @@ VARIANTS = {
     "lsq.lsq_bwd_kernel": [{}],
     "post.post_fwd_kernel": [{"ZERO": True}, {"ZERO": False}],
     "post.post_bwd_kernel": [{"ZERO": True, "CLIP": True}, {"ZERO": False, "CLIP": False}],
+    "soft_assign.soft_assign_fwd_kernel": [{"HARD": False}, {"HARD": True}],
+    "soft_assign.soft_assign_bwd_kernel": [{"ROWS": 1, "BLOCK": 1024}, {"ROWS": 32, "BLOCK": 32}],  # its own tiles
 }
 TILES = [{"ROWS": 1, "BLOCK": 2048}, {"ROWS": 64, "BLOCK": 32}]
-FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr")  # parameters and sums are float32 whatever x is
+# parameters and sums are float32 whatever x is
+FLOAT32 = ("step_ptr", "scale_ptr", "levels_ptr", "temperature_ptr", "ds_ptr")
 
 # Runs in a process of its own: an ahead-of-time compile fails where TRITON_INTERPRET=1.
 COMPILE = """
@@ -37,8 +40,8 @@ for name, constants in variants.items():
         for tile in tiles:
             for dtype in ("fp32", "bf16", "fp16") if tile["ROWS"] == 1 else ("fp32",):
                 for capability in (80, 90):
-                    constexprs = extra | tile
-                    signature = {p: "i32" if p in ("P", "L", "columns") else "fp32" for p in fn.arg_names}
+                    constexprs = tile | extra
+                    signature = {p: "i32" if p in ("P", "L", "columns", "K") else "fp32" for p in fn.arg_names}
                     signature |= {p: "*" + dtype for p in fn.arg_names if p.endswith("_ptr")}
                     signature |= {p: "*fp32" for p in fn.arg_names if p in float32}
                     signature |= dict.fromkeys(constexprs, "constexpr")
@@ -83,7 +86,10 @@ def test_nothing_spills(compiled):
 def test_ptx_keeps_nan_and_rounding(compiled):
     for name, constexprs, dtype, capability, ptx, _ in compiled:
         what = f"{name} {constexprs} {dtype} sm_{capability}"
-        assert "div.rn.f32" in ptx, f"{what}: a code depends on a correctly rounded quotient"
+        approximate = re.findall(r"div\.(?:approx|full)[\w.]*", ptx)
+        assert not approximate, f"{what}: {approximate[:3]}"
+        if not constexprs.get("HARD"):  # the hard forward of soft_assign compares, and divides nothing
+            assert "div.rn.f32" in ptx, f"{what}: a code depends on a correctly rounded quotient"
         fused = re.findall(r"^\s*(?:fma|mad)\.[\w.]*f32.*$", ptx, re.M)
         assert not fused, f"{what}: {fused[:3]}"
         swallowing = [m for m in re.findall(r"\b(?:min|max)\.[\w.]*f(?:32|16)\b", ptx) if "NaN" not in m]

@@ -27,15 +27,15 @@ class Tiles:
         return (triton.cdiv(self.P, self.ROWS) * self.columns,)
 
 
-def pick(P: int, numel: int) -> Tiles:
+def pick(P: int, numel: int, elements: int = 2048) -> Tiles:
     """2048 elements a program of 8 warps: 8 a thread, one 16-byte load of bfloat16.
 
     More a thread need more registers than tests/test_triton_aot.py allows, and too few warps fit an SM. (Not yet timed
-    on a GPU.)
+    on a GPU.) A kernel that holds more values an element asks for fewer ``elements``.
     """
     L = numel // P
-    block = min(2048, triton.next_power_of_2(max(L, 1)))
-    return Tiles(P, L, min(2048 // block, triton.next_power_of_2(P)), block)
+    block = min(elements, triton.next_power_of_2(max(L, 1)))
+    return Tiles(P, L, min(elements // block, triton.next_power_of_2(P)), block)
 
 
 def partials(tiles: Tiles, like: Tensor) -> Tensor:
@@ -70,3 +70,17 @@ def clamp(v, lo, hi):
 def round_even(v):
     """Half to even, never -0. Exact for |v| <= 2**22: the sum has no fraction bits left."""
     return (v + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def relative_weight(v):
+    """2**v - 2**-64 for v in [-64, 0], as csrc/common/functions.h has it."""
+    n = round_even(v)
+    r = v - n
+    p = r * 1.5353362e-4 + 1.3398875e-3
+    p = p * r + 9.6184369e-3
+    p = p * r + 5.5503324e-2
+    p = p * r + 2.4022648e-1
+    p = p * r + 6.9314718e-1
+    power = (((n + 12582912.0).to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)  # 2**n
+    return (p * r + 1.0) * power - 5.421010862427522e-20

@@ -17,8 +17,8 @@ def _nearest(x: Tensor, levels: Tensor) -> Tensor:
 def soft_assign(x: Tensor, levels: Tensor, temperature: Tensor, hard: bool = False) -> Tensor:
     """x: any shape; levels: [P, K]; temperature: [P]. sum_k softmax_k(-t (x - q_k)**2) q_k.
 
-    Computed in float32, or in float64 where x is. The exponents are taken beside the nearest level, which a softmax does
-    not see: then they do not overflow, and x as far as 1e30 (where it is cut) is nearest to one level.
+    Computed in float32, or in float64 where x is. The exponents are taken beside the nearest level, which a softmax
+    does not see: then they do not overflow, and x as far as 1e30 (where it is cut) is nearest to one level.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     q, t = levels.to(wide), positive(temperature.to(wide))[:, None, None]  # [P, K], [P, 1, 1]
