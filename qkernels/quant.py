@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .ops.channel_error.op import channel_error
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
@@ -40,4 +41,4 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "harden", "lsq", "post", "post_levels", "soft_assign"]
+__all__ = ["Hardened", "channel_error", "harden", "lsq", "post", "post_levels", "soft_assign"]

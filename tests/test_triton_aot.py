@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 
+TILES = [{"ROWS": 1, "BLOCK": 2048}, {"ROWS": 64, "BLOCK": 32}]
+SMALL_TILES = [{"ROWS": 1, "BLOCK": 1024}, {"ROWS": 32, "BLOCK": 32}]  # a variant may bring its own
 # kernel -> its compile-time arguments, one dict a variant
 VARIANTS = {
     "lsq.lsq_fwd_kernel": [{}],
     "lsq.lsq_bwd_kernel": [{}],
     "post.post_fwd_kernel": [{"ZERO": True}, {"ZERO": False}],
     "post.post_bwd_kernel": [{"ZERO": True, "CLIP": True}, {"ZERO": False, "CLIP": False}],
-    "soft_assign.soft_assign_fwd_kernel": [{"HARD": False}, {"HARD": True}],
-    "soft_assign.soft_assign_bwd_kernel": [{"ROWS": 1, "BLOCK": 1024}, {"ROWS": 32, "BLOCK": 32}],  # its own tiles
+    "soft_assign.soft_assign_fwd_kernel": [{"HARD": hard} | tile for hard in (False, True) for tile in SMALL_TILES],
+    "soft_assign.soft_assign_bwd_kernel": SMALL_TILES,
+    "channel_error.channel_error_kernel": [{"ROWS": 32, "BLOCK": 64}, {"ROWS": 1, "BLOCK": 2048}],
 }
-TILES = [{"ROWS": 1, "BLOCK": 2048}, {"ROWS": 64, "BLOCK": 32}]
+INTEGERS = ("P", "L", "columns", "K", "C", "inner", "n")
 # parameters and sums are float32 whatever x is
 FLOAT32 = ("step_ptr", "scale_ptr", "levels_ptr", "temperature_ptr", "ds_ptr")
 
@@ -32,7 +35,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 cuobjdump = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-variants, tiles, float32 = json.loads(sys.argv[1])
+variants, tiles, integers, float32 = json.loads(sys.argv[1])
 for name, constants in variants.items():
     module, kernel = name.split(".")
     fn = getattr(importlib.import_module(f"qkernels.ops.{module}.triton"), kernel)
@@ -41,7 +44,7 @@ for name, constants in variants.items():
             for dtype in ("fp32", "bf16", "fp16") if tile["ROWS"] == 1 else ("fp32",):
                 for capability in (80, 90):
                     constexprs = tile | extra
-                    signature = {p: "i32" if p in ("P", "L", "columns", "K") else "fp32" for p in fn.arg_names}
+                    signature = {p: "i32" if p in integers else "fp32" for p in fn.arg_names}
                     signature |= {p: "*" + dtype for p in fn.arg_names if p.endswith("_ptr")}
                     signature |= {p: "*fp32" for p in fn.arg_names if p in float32}
                     signature |= dict.fromkeys(constexprs, "constexpr")
@@ -60,7 +63,7 @@ for name, constants in variants.items():
 @pytest.fixture(scope="module")
 def compiled():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    arguments = json.dumps([VARIANTS, TILES, FLOAT32])
+    arguments = json.dumps([VARIANTS, TILES, INTEGERS, FLOAT32])
     run = subprocess.run([sys.executable, "-c", COMPILE, arguments], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]

@@ -37,6 +37,6 @@ def soft_assign(x: Tensor, levels: Tensor, temperature: Tensor, hard: bool = Fal
 
 def harden(x: Tensor, levels: Tensor) -> Hardened:
     """levels: [K]."""
-    q = levels.detach()
+    q = levels.detach() + 0.0  # the forward has no -0
     codes = _nearest(x.reshape(1, -1), q[None]).to(torch.uint8).reshape(x.shape)
     return Hardened(codes, q, torch.ones(1, dtype=torch.float32, device=x.device))
