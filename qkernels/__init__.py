@@ -7,7 +7,7 @@ from .matmul import lut_conv2d, lut_dequantize, lut_linear
 from .methods import DQ, LSQ, METHODS, POST
 from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, channel_error, harden, lsq, post, post_levels, soft_assign
+from .quant import Hardened, channel_error, dq, harden, lsq, post, post_levels, soft_assign
 
 __all__ = [
     "DQ",
@@ -22,6 +22,7 @@ __all__ = [
     "calibrate",
     "channel_error",
     "convert_",
+    "dq",
     "harden",
     "load_packed",
     "lsq",

@@ -7,6 +7,7 @@ from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
 from .ops.soft_assign import op as _soft_assign
+from .ops.soft_assign.dq import dq
 
 lsq = _lsq.lsq
 post, post_levels = _post.post, _post.post_levels
@@ -41,4 +42,4 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "channel_error", "harden", "lsq", "post", "post_levels", "soft_assign"]
+__all__ = ["Hardened", "channel_error", "dq", "harden", "lsq", "post", "post_levels", "soft_assign"]

@@ -109,4 +109,4 @@ def soft_assign_bwd(g: Tensor, x: Tensor, levels: Tensor, temperature: Tensor) -
         args = (g, x, levels, temperature, dx, ds, t.P, t.L, t.columns, K, t.ROWS, t.BLOCK)
         soft_assign_bwd_kernel[t.grid](*args, num_warps=t.num_warps, enable_fp_fusion=False)
     ds = ds.sum(1)  # [P, K + 1]
-    return dx, ds[:, :K].reshape(levels.shape), ds[:, K].reshape(P)
+    return dx, ds[:, :K].reshape(levels.shape).clone(), ds[:, K].clone()
