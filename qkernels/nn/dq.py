@@ -84,16 +84,18 @@ class _Step:
     positive: ClassVar[tuple[str, ...]] = ("step",)
 
     def init(self, x: Tensor, P: int) -> dict[str, Tensor]:
-        """The step of least objective that the iteration reaches from starts over the whole range of |x|."""
+        """The step of least objective among many from the largest |x| down, made better for its own codes."""
         balance = self.config.balance
-        best = start = x.abs().double().mean().float().reshape(1)
+        codes = (1 << self.config.bits - bool(self.config.signed)) - 1
+        top = calibration.fill_empty(x.abs().amax().float().reshape(1), 1.0) / codes
+        best = top
         least = torch.full((1,), torch.inf, dtype=torch.float64, device=x.device)
-        for multiple in (2.0**i for i in range(-8, 7)):
-            step = start * multiple
-            for _ in range(20):
-                step = balanced_step(self.sums(x, step), step, balance)
+        for i in range(-96, 9):  # 2**-12 to 2, each 9 % above the one before
+            step = top * 2.0 ** (i / 8)
             value = objective(self.sums(x, step), step, balance)
             best, least = torch.where(value < least, step, best), torch.minimum(value, least)
+        for _ in range(20):
+            best = balanced_step(self.sums(x, best), best, balance)
         return {"step": best}
 
     def sums(self, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
