@@ -4,12 +4,13 @@ from . import nn
 from ._version import __version__
 from .files import load_packed, save_packed
 from .matmul import lut_conv2d, lut_dequantize, lut_linear
-from .methods import LSQ, METHODS, POST
+from .methods import DQ, LSQ, METHODS, POST
 from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, cpq, daq, harden, lsq, post, post_levels, soft_assign
+from .quant import Hardened, channel_error, cpq, daq, dq, harden, lsq, post, post_levels, soft_assign
 
 __all__ = [
+    "DQ",
     "LSQ",
     "METHODS",
     "POST",
@@ -19,9 +20,11 @@ __all__ = [
     "Report",
     "__version__",
     "calibrate",
+    "channel_error",
     "convert_",
-    "daq",
     "cpq",
+    "daq",
+    "dq",
     "harden",
     "load_packed",
     "lsq",

@@ -12,6 +12,7 @@ from torch import Tensor
 from .ops.grids import Hardened
 from .ops.lsq.config import LSQ
 from .ops.post.config import POST
+from .ops.soft_assign.config import DQ
 
 
 class Method(Protocol):
@@ -46,7 +47,7 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST)}
+METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST, DQ)}
 
 
 def presets() -> dict[str, tuple[type, dict[str, Any]]]:

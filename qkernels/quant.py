@@ -2,12 +2,14 @@
 
 from torch import Tensor
 
+from .ops.channel_error.op import channel_error
 from .ops.cpq import op as _cpq
 from .ops.daq import op as _daq
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
 from .ops.soft_assign import op as _soft_assign
+from .ops.soft_assign.dq import dq
 
 cpq = _cpq.cpq
 lsq = _lsq.lsq
@@ -16,11 +18,11 @@ post, post_levels = _post.post, _post.post_levels
 soft_assign = _soft_assign.soft_assign
 
 _HARDEN = {
+    "cpq": _cpq.harden,
+    "daq": _daq.harden,
     "lsq": _lsq.harden,
     "post": _post.harden,
-    "daq": _daq.harden,
     "soft_assign": _soft_assign.harden,
-    "cpq": _cpq.harden,
 }
 
 
@@ -50,4 +52,15 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "daq", "harden", "lsq", "post", "post_levels", "soft_assign", "cpq"]
+__all__ = [
+    "Hardened",
+    "channel_error",
+    "cpq",
+    "daq",
+    "dq",
+    "harden",
+    "lsq",
+    "post",
+    "post_levels",
+    "soft_assign",
+]

@@ -21,7 +21,7 @@ from qkernels.nn.linear import refusal
 from qkernels.nn.quantizer import magnitude, make_quantizer
 from qkernels.ops import calibration
 
-METHODS = tuple(methods.METHODS.values())
+METHODS = (qk.LSQ, qk.POST)  # those with one parameter a block
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATION = qk.LSQ(bits=4)
 

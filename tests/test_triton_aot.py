@@ -10,18 +10,28 @@ from pathlib import Path
 
 import pytest
 
-# kernel -> its compile-time arguments, one dict a variant
+# kernel -> its compile-time arguments, one dict a variant; with a tile of its own, or those of ops/tiles.py
 VARIANTS = {
+    "channel_error.channel_error_kernel": [{"ROWS": 32, "BLOCK": 64}, {"ROWS": 1, "BLOCK": 2048}],
     "daq.daq_fwd_kernel": [{}],
     "daq.daq_bwd_kernel": [{}],
     "lsq.lsq_fwd_kernel": [{}],
     "lsq.lsq_bwd_kernel": [{}],
     "post.post_fwd_kernel": [{"ZERO": True}, {"ZERO": False}],
     "post.post_bwd_kernel": [{"ZERO": True, "CLIP": True}, {"ZERO": False, "CLIP": False}],
+    "soft_assign.soft_assign_fwd_kernel": [{"HARD": False}, {"HARD": True}],
+    "soft_assign.soft_assign_bwd_kernel": [{}],
 }
-ELEMENTS = {"daq.daq_bwd_kernel": 1024}  # what a kernel asks ops/tiles.py for, where it is not 2048
+# what a kernel asks ops/tiles.py for, where it is not 2048
+ELEMENTS = {
+    "daq.daq_bwd_kernel": 1024,
+    "soft_assign.soft_assign_fwd_kernel": 1024,
+    "soft_assign.soft_assign_bwd_kernel": 1024,
+}
+INTEGERS = ("P", "L", "columns", "K", "C", "inner", "n")
 # parameters and sums are float32 whatever x is
-FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "lower_ptr", "upper_ptr", "dlower_ptr", "dupper_ptr", "dscale_ptr")
+FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "lower_ptr", "upper_ptr", "dlower_ptr", "dupper_ptr", "dscale_ptr",
+           "levels_ptr", "temperature_ptr")  # fmt: skip
 
 # Runs in a process of its own: an ahead-of-time compile fails where TRITON_INTERPRET=1.
 COMPILE = """
@@ -32,18 +42,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 cuobjdump = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-variants, elements, float32 = json.loads(sys.argv[1])
+variants, elements, integers, float32 = json.loads(sys.argv[1])
 for name, constants in variants.items():
     module, kernel = name.split(".")
     fn = getattr(importlib.import_module(f"qkernels.ops.{module}.triton"), kernel)
     most = elements.get(name, 2048)
-    tiles = [{"ROWS": 1, "BLOCK": most}, {"ROWS": most // 32, "BLOCK": 32}]
     for extra in constants:
-        for tile in tiles:
+        for tile in [extra] if "ROWS" in extra else [{"ROWS": 1, "BLOCK": most}, {"ROWS": most // 32, "BLOCK": 32}]:
             for dtype in ("fp32", "bf16", "fp16") if tile["ROWS"] == 1 else ("fp32",):
                 for capability in (80, 90):
                     constexprs = extra | tile
-                    signature = {p: "i32" if p in ("P", "L", "columns") else "fp32" for p in fn.arg_names}
+                    signature = {p: "i32" if p in integers else "fp32" for p in fn.arg_names}
                     signature |= {p: "*" + dtype for p in fn.arg_names if p.endswith("_ptr")}
                     signature |= {p: "*fp32" for p in fn.arg_names if p in float32}
                     signature |= dict.fromkeys(constexprs, "constexpr")
@@ -62,11 +71,12 @@ for name, constants in variants.items():
 @pytest.fixture(scope="module")
 def compiled():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    arguments = json.dumps([VARIANTS, ELEMENTS, FLOAT32])
+    arguments = json.dumps([VARIANTS, ELEMENTS, INTEGERS, FLOAT32])
     run = subprocess.run([sys.executable, "-c", COMPILE, arguments], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(rows) == sum(map(len, VARIANTS.values())) * (3 + 1) * 2
+    tiles = [[v.get("ROWS")] if "ROWS" in v else [1, 32] for variants in VARIANTS.values() for v in variants]
+    assert len(rows) == sum((3 if row == 1 else 1) * 2 for tile in tiles for row in tile)
     return rows
 
 
@@ -88,7 +98,10 @@ def test_nothing_spills(compiled):
 def test_ptx_keeps_nan_and_rounding(compiled):
     for name, constexprs, dtype, capability, ptx, _ in compiled:
         what = f"{name} {constexprs} {dtype} sm_{capability}"
-        assert "div.rn.f32" in ptx, f"{what}: a code depends on a correctly rounded quotient"
+        approximate = re.findall(r"div\.(?:approx|full)[\w.]*", ptx)
+        assert not approximate, f"{what}: {approximate[:3]}"
+        if not constexprs.get("HARD"):  # the hard forward of soft_assign compares, and divides nothing
+            assert "div.rn.f32" in ptx, f"{what}: a code depends on a correctly rounded quotient"
         fused = re.findall(r"^\s*(?:fma|mad)\.[\w.]*f32.*$", ptx, re.M)
         assert not fused, f"{what}: {fused[:3]}"
         swallowing = [m for m in re.findall(r"\b(?:min|max)\.[\w.]*f(?:32|16)\b", ptx) if "NaN" not in m]

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-from . import lsq, post
+from . import lsq, post, soft_assign
 from .subject import Subject
 
-OPS: dict[str, Callable[[bool], Iterator[Subject]]] = {"lsq": lsq.subjects, "post": post.subjects}
+OPS: dict[str, Callable[[bool], Iterator[Subject]]] = {
+    module.__name__.rpartition(".")[2]: module.subjects for module in (lsq, post, soft_assign)
+}
 
 __all__ = ["OPS", "Subject"]

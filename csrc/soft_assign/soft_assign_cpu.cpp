@@ -1,32 +1,16 @@
 #include <tuple>
 #include "../common/quant_cpu.h"
-#include "soft_assign.h"
 #include "soft_assign_kernels.h"
+#include "soft_assign_tensors.h"
 
 namespace {
 using qk::Tensor;
 
-struct Parameters {
-  const float *levels, *temperature;
-  int64_t K;
-};
-
 // An element costs an exponential a level: fewer of them are worth a thread.
 int64_t soft_grain(const qk::Blocks& b) { return std::max<int64_t>(1, qk::grain(b) / 8); }
 
-// levels [P, K] and temperature [P] of x [P, L].
-Parameters checked(const Tensor& levels, const Tensor& temperature) {
-  const auto [t] = qk::param_pointers<1>({temperature});
-  STD_TORCH_CHECK(levels.scalar_type() == torch::headeronly::ScalarType::Float && levels.is_contiguous(),
-                  "levels must be float32 and contiguous");
-  const int64_t P = temperature.numel(), K = P ? levels.numel() / P : 0;
-  STD_TORCH_CHECK(P * K == levels.numel() && K >= 2 && K <= qk::kMaxLevels, "levels must be [P, K], K of 2 to 256, got ",
-                  levels.numel(), " values for P=", P);
-  return {static_cast<const float*>(levels.data_ptr()), t, K};
-}
-
 Tensor soft_assign_fwd(Tensor x, Tensor levels, Tensor temperature, bool hard) {
-  const Parameters o = checked(levels, temperature);
+  const auto o = qk::checked_levels(levels, temperature);
   const qk::Blocks b = qk::checked_blocks<1>(x, {temperature});
   Tensor y = torch::stable::empty_like(x);
   const auto kernel = qk::soft_assign_kernels().forward[qk::dtype_index(x)];
@@ -40,7 +24,7 @@ Tensor soft_assign_fwd(Tensor x, Tensor levels, Tensor temperature, bool hard) {
 
 std::tuple<Tensor, Tensor, Tensor> soft_assign_bwd(Tensor g, Tensor x, Tensor levels, Tensor temperature) {
   qk::check_gradient(g, x);
-  const Parameters o = checked(levels, temperature);
+  const auto o = qk::checked_levels(levels, temperature);
   const qk::Blocks b = qk::checked_blocks<1>(x, {temperature});
   Tensor dx = torch::stable::empty_like(x), dlevels = torch::stable::empty_like(levels);
   Tensor dtemperature = torch::stable::empty_like(temperature);

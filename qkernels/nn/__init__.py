@@ -1,7 +1,17 @@
 """Modules: layers that train quantized (Quant*) and layers that run packed (Lut*)."""
 
+from .dq import BalancedQuantizer, CodebookQuantizer
 from .linear import QuantConv2d, QuantLinear
 from .lut import LutConv2d, LutLinear
 from .quantizer import Quantizer, quantizers
 
-__all__ = ["LutConv2d", "LutLinear", "QuantConv2d", "QuantLinear", "Quantizer", "quantizers"]
+__all__ = [
+    "BalancedQuantizer",
+    "CodebookQuantizer",
+    "LutConv2d",
+    "LutLinear",
+    "QuantConv2d",
+    "QuantLinear",
+    "Quantizer",
+    "quantizers",
+]

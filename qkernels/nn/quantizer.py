@@ -55,9 +55,13 @@ class Quantizer(nn.Module):
         self._activation = shape is None
         self._free_sign = getattr(config, "signed", True) is None
         P = 1 if shape is None else calibration.blocks(name, config.granularity, shape)
-        for parameter in config.parameters:
+        for parameter in self.method(config).parameters:
             self.register_parameter(parameter, nn.Parameter(torch.ones(P, dtype=dtype, device=device)))
         self.register_buffer("calibration", torch.zeros(1, dtype=torch.uint8, device=device))
+
+    def method(self, config: Method) -> Method:
+        """What names the parameters and starts them: the config, unless a subclass has others for it."""
+        return config
 
     def forward(self, x: Tensor) -> Tensor:
         """x quantized. A quantizer that has seen no data starts from this x (eagerly, in one process)."""
@@ -68,10 +72,10 @@ class Quantizer(nn.Module):
 
     def values(self) -> list[Tensor]:
         """What the op gets: each parameter as float32 [P], in the config's order."""
-        config = self.config
+        method = self.method(self.config)
         return [
-            magnitude(getattr(self, name)) if name in config.positive else getattr(self, name).float()
-            for name in config.parameters
+            magnitude(getattr(self, name)) if name in method.positive else getattr(self, name).float()
+            for name in method.parameters
         ]
 
     @torch.no_grad()
@@ -96,7 +100,7 @@ class Quantizer(nn.Module):
             raise ValueError(f"{name}: the tensor to calibrate on must hold data, got {list(x.shape)} on {x.device}")
         if bad := int((~x.isfinite()).sum()):
             raise ValueError(f"{name}: the tensor to calibrate on must be finite, got {bad} values that are not")
-        parameters = {key: getattr(self, key) for key in self.config.parameters}
+        parameters = {key: getattr(self, key) for key in self.method(self.config).parameters}
         if any(hasattr(p, "full_tensor") for p in parameters.values()) or hasattr(self, "unshard"):
             raise ValueError(f"{name}: calibrate before fully_shard, got sharded parameters")
         config = self.config
@@ -104,11 +108,12 @@ class Quantizer(nn.Module):
             negative = _over_ranks((x < 0).any().to(torch.int32).reshape(1), mean=False)
             config = dataclasses.replace(config, signed=bool(negative))
         P = next(iter(parameters.values())).shape[0]
-        for key, value in config.init(x, P).items():
+        method = self.method(config)
+        for key, value in method.init(x, P).items():
             if self._activation:
                 value = _over_ranks(value, mean=True)
             value = value.to(parameters[key].dtype)
-            if key in config.positive and not ((value > 0) & value.isfinite()).all():
+            if key in method.positive and not ((value > 0) & value.isfinite()).all():
                 bad = value[~((value > 0) & value.isfinite())][0].item()
                 raise ValueError(f"{name}: {key} must be positive and finite in {value.dtype}, got {bad:g}")
             parameters[key].copy_(value)

@@ -70,3 +70,17 @@ def clamp(v, lo, hi):
 def round_even(v):
     """Half to even, never -0. Exact for |v| <= 2**22: the sum has no fraction bits left."""
     return (v + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def relative_weight(v):
+    """2**v - 2**-64 for v in [-64, 0], as csrc/common/functions.h has it."""
+    n = round_even(v)
+    r = v - n
+    p = r * 1.5353362e-4 + 1.3398875e-3
+    p = p * r + 9.6184369e-3
+    p = p * r + 5.5503324e-2
+    p = p * r + 2.4022648e-1
+    p = p * r + 6.9314718e-1
+    power = (((n + 12582912.0).to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)  # 2**n
+    return (p * r + 1.0) * power - 5.421010862427522e-20

@@ -9,6 +9,7 @@
 #include "../../csrc/daq/daq.h"
 #include "../../csrc/lsq/lsq.h"
 #include "../../csrc/post/post.h"
+#include "../../csrc/soft_assign/soft_assign.cuh"
 
 using namespace qk;
 
@@ -90,6 +91,67 @@ static void run_two_parameters() {
   }
 }
 
+// The elements one by one, and their sums in double: the kernels' own sums, in another order, are off by their rounding.
+template <class T>
+static void run_soft_assign(int64_t P, int64_t L, int64_t K) {
+  std::mt19937 random(unsigned(P * 1000 + L + K));
+  std::vector<T> x(P * L), g(P * L), y(P * L, T{}), dx(P * L, T{});
+  std::vector<float> levels(P * K), t(P);
+  for (auto& v : x) from_float(number(random), &v);
+  for (auto& v : g) from_float(float(int(random() % 9) - 4), &v);
+  for (int64_t i = 0; i < P * K; i++) levels[i] = float(i % K - K / 2) + float(random() % 8) / 16;
+  for (auto& v : t) v = std::ldexp(1.0f, int(random() % 3) - 1);
+  if (P * L > 3) from_float(NAN, &x[P * L / 2]);
+  const Blocks b = make_blocks(P, P * L);
+  for (bool hard : {true, false}) {
+    soft_assign_forward<T>(b, K, hard, x.data(), levels.data(), t.data(), y.data(), nullptr);
+    for (int64_t i = 0; i < P * L; i++) {
+      const float* q = &levels[i / L * K];
+      const float v = to_float(x[i]), s = t[i / L] * kLog2e;
+      float m = q[0], sum = 0, first = 0;
+      for (int64_t k = 1; k < K; k++) m = midpoint(q[k - 1], q[k]) < v ? q[k] : m;
+      for (int64_t k = 0; k < K; k++) {
+        const float e = relative_weight(exponent(v, q[k], m, s));
+        sum += e, first += e * (q[k] - m);
+      }
+      T want;
+      from_float(v != v ? v : hard ? m : m + first / sum, &want);
+      const float wanted = to_float(want), got = to_float(y[i]);
+      CHECK(wanted == got || (wanted != wanted && got != got));
+    }
+  }
+  std::vector<float> partial(b.jobs * (K + 1), NAN), dq(P * K, NAN), dt(P, NAN);
+  soft_assign_backward<T>(b, K, g.data(), x.data(), levels.data(), t.data(), dx.data(), partial.data(), dq.data(), dt.data(), nullptr);
+  for (int64_t p = 0; p < P && L; p++) {
+    const float *q = &levels[p * K], s = t[p] * kLog2e;
+    std::vector<double> sums(K + 1), sizes(K + 1);
+    for (int64_t i = p * L; i < (p + 1) * L; i++) {
+      const float v = to_float(x[i]);
+      float m = q[0] + (v - v), sum = 0, first = 0, wanted = 0;
+      for (int64_t k = 1; k < K; k++) m = midpoint(q[k - 1], q[k]) < v ? q[k] : m;
+      for (int64_t k = 0; k < K; k++) {
+        const float e = relative_weight(exponent(v, q[k], m, s));
+        sum += e, first += e * (q[k] - m);
+      }
+      for (int64_t k = 0; k < K; k++) {
+        const float power = exponent(v, q[k], m, s);
+        float d = 0;
+        const double term = soft_terms(v, q[k], relative_weight(power), power, t[p] + t[p],
+                                       SoftPoint<float>{m, first / sum, to_float(g[i]) / sum}, wanted, d);
+        sums[k] += term, sums[K] += d / double(s);
+        sizes[k] += std::fabs(term), sizes[K] += std::fabs(d) / s;
+      }
+      T want;
+      from_float(v == v ? wanted : 0.0f, &want);
+      CHECK(to_float(want) == to_float(dx[i]));
+    }
+    for (int64_t k = 0; k <= K; k++) {
+      const float got = k < K ? dq[p * K + k] : dt[p];
+      CHECK(sums[k] != sums[k] ? got != got : std::fabs(got - sums[k]) <= 64 * 6e-8 * sizes[k]);  // at most 64 additions in a row
+    }
+  }
+}
+
 // More chunks than threads: every partial sum is added, once.
 static void run_long_reduction() {
   const Blocks b{600 * kChunk, 600, 2 * 600};
@@ -115,7 +177,9 @@ int main() {
       run<Lsq, half>({-2, 1}, P, L);
       run<Post, float>(post_args(7, true, true), P, L);
       run<Post, half>(post_args(8, false, false), P, L);
+      if (L <= 8193 && simt::order != simt::kShuffled) run_soft_assign<float>(P, L, 2 + L % 7);
     }
+    for (int64_t K : {32, 33, 256}) run_soft_assign<half>(2, 300, K);
   }
   std::printf("%d failures\n", failures);
   return failures != 0;

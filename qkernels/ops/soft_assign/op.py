@@ -54,14 +54,14 @@ def soft_assign(
     nearest level itself, with the gradients of the soft function (straight through); half way belongs to the lower
     level, and half way is the float32 ``(q_k + q_k+1) * 0.5``.
 
-    The formula is the softmax over learned levels of DQ-style quantizers (arXiv:2012.13762), whose abstract alone was at
-    hand: that levels are learned by gradient descent is verified, the distance in the softmax and the straight-through
-    gradient are inferred. The gradients are derived, and checked against float64 autograd.
+    The formula is the softmax over learned levels of DQ-style quantizers (arXiv:2012.13762), whose abstract alone was
+    at hand: that levels are learned by gradient descent is verified, the distance in the softmax and the
+    straight-through gradient are inferred. The gradients are derived, and checked against float64 autograd.
 
     Args:
         x: any shape, float32 | float16 | bfloat16; computed in float32 whatever the dtype.
-        levels: [K] for all of x, or [P, K], one row for each of P equal blocks of x in row-major order; float, K of 2 to
-            256, finite, ascending. The order is not checked: where it is wrong, so is what counts as nearest, and
+        levels: [K] for all of x, or [P, K], one row for each of P equal blocks of x in row-major order; float, K of 2
+            to 256, finite, ascending. The order is not checked: where it is wrong, so is what counts as nearest, and
             the result is unspecified.
         temperature: [1] or [P], float, the inverse temperature t, positive. t <= 0 gives NaN in its block.
         hard: whether y is the nearest level.

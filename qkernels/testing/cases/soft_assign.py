@@ -8,7 +8,7 @@ from qkernels.ops.soft_assign import reference
 from .case import Case, block_samples
 
 
-def codebooks(count, g, K=5):
+def codebooks(count, g, K=3):
     """levels [count, K] (of one block: [K]) about 0.4 apart, temperature [count] such that neighbors weigh e**-1."""
     levels = (torch.linspace(-0.2, 0.2, K) * (K - 1) + (torch.rand(count, K, generator=g) - 0.5) * 0.3).sort(1).values
     return levels[0] if count == 1 else levels, torch.rand(count, generator=g) * 6 + 3
@@ -22,19 +22,21 @@ def samples(device, dtype):
         yield from block_samples(device, dtype, [kwargs], codebooks)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(6, 64, generator=g) * 2
-    rows, inverse = codebooks(6, g)
+    rows, inverse = codebooks(6, g, 5)
     for hard in (False, True):
         yield on(x, rows, inverse[:1]), {"hard": hard}
         yield on(x, rows[0], inverse), {"hard": hard}
         yield on(x, rows[:1], inverse), {"hard": hard}
-        for K in (2, 3, 4, 8, 16, 17, 32, 64, 100, 255, 256):
+        levels, t = codebooks(1, g, 256)
+        yield on(x * 20, levels, t), {"hard": hard}
+        for K in (2, 3, 4, 5, 16, 17, 33):
             levels, t = codebooks(1, g, K)
             yield on(x * K / 8, levels, t), {"hard": hard}
             middle = (levels[1:] + levels[:-1]) * 0.5  # each level, each midpoint and its neighbors
             far = torch.tensor([8.0, 60.0, 1000.0])
             edges = torch.cat([levels, middle, middle.nextafter(levels[1:]), middle.nextafter(levels[:-1]), far, -far])
             yield on(edges, levels, t), {"hard": hard}
-        levels, t = codebooks(1, g)
+        levels, t = codebooks(1, g, 5)
         for factor in (1e-3, 0.1, 10.0, 1e3):
             yield on(x, levels, t * factor), {"hard": hard}
         yield on(x, torch.tensor([-1.0, 0.0, 0.0, 0.5, 60.0]), t), {"hard": hard}  # equal levels, and one far away

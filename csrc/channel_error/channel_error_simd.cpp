@@ -1,0 +1,70 @@
+// For each channel the sums of x**2, k x and k**2 with k = round(clamp(x / step, lo, hi)).
+#include "../common/simd.h"
+#include "channel_error_kernels.h"
+
+namespace {
+
+struct Sums {
+  F a, t, u;
+};
+
+QK_IN void add(Sums& s, const qk::ChannelErrorArgs& args, F x) {
+  const F k = round_even(clamp(x / F(args.step), F(args.lo), F(args.hi)));
+  s.a = s.a + x * x;
+  s.t = s.t + k * x;
+  s.u = s.u + k * k;
+}
+
+template <class T>
+void runs(const qk::ChannelErrorArgs& args, const qk::Blocks& b, int64_t begin, int64_t end, const void* x, double* partial) {
+  for (int64_t job = begin; job < end; job++) {
+    const int64_t start = job % b.chunks * qk::kChunk, n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
+    const T* in = static_cast<const T*>(x) + job / b.chunks * b.L + start;
+    Sums s{F(0.0f), F(0.0f), F(0.0f)};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) add(s, args, load(in + i));
+    if (i < n) add(s, args, load_part(in + i, n - i));  // a missing lane is 0, and so is its code
+    partial[job * 3] = sum(s.a);
+    partial[job * 3 + 1] = sum(s.t);
+    partial[job * 3 + 2] = sum(s.u);
+  }
+}
+
+constexpr int64_t kRows = 32;  // added in float32 before a sum goes on in double
+
+// Sixteen columns, or n of them, down the rows of one group.
+template <bool part, class T>
+QK_IN void column(const qk::ChannelErrorArgs& args, const T* in, int64_t count, int64_t width, int64_t n, double* out) {
+  for (int64_t first = 0; first < count; first += kRows) {
+    const int64_t end = first + kRows < count ? first + kRows : count;
+    Sums s{F(0.0f), F(0.0f), F(0.0f)};
+    for (int64_t r = first; r < end; r++) add(s, args, part ? load_part(in + r * width, n) : load(in + r * width));
+    float lanes_of[3][kLanes];
+    lanes(s.a, lanes_of[0]);
+    lanes(s.t, lanes_of[1]);
+    lanes(s.u, lanes_of[2]);
+    for (int k = 0; k < 3; k++)
+      for (int64_t i = 0; i < n; i++) out[k * width + i] += lanes_of[k][i];
+  }
+}
+
+template <class T>
+void columns(const qk::ChannelErrorArgs& args, int64_t rows, int64_t width, int64_t group, int64_t begin, int64_t end,
+             const void* x, double* partial) {
+  for (int64_t j = begin; j < end; j++) {
+    const int64_t first = j * group, count = rows - first < group ? rows - first : group;
+    const T* in = static_cast<const T*>(x) + first * width;
+    double* out = partial + j * 3 * width;
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) column<false>(args, in + i, count, width, kLanes, out + i);
+    if (i < width) column<true>(args, in + i, count, width, width - i, out + i);
+  }
+}
+
+}  // namespace
+
+namespace qk {
+extern const ChannelErrorKernels QK_NAME(channel_error);
+const ChannelErrorKernels QK_NAME(channel_error) = {
+    {runs<float>, runs<half>, runs<bfloat>}, {columns<float>, columns<half>, columns<bfloat>}};
+}  // namespace qk
