@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterator
 
-from . import lsq, post
+from . import daq, lsq, post
 from .subject import Subject
 
-OPS: dict[str, Callable[[bool], Iterator[Subject]]] = {"lsq": lsq.subjects, "post": post.subjects}
+OPS: dict[str, Callable[[bool], Iterator[Subject]]] = {
+    "daq": daq.subjects,
+    "lsq": lsq.subjects,
+    "post": post.subjects,
+}
 
 __all__ = ["OPS", "Subject"]
