@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from .ops.daq.config import DAQ
 from .ops.grids import Hardened
 from .ops.lsq.config import LSQ
 from .ops.post.config import POST
@@ -25,7 +26,7 @@ class Method(Protocol):
 
     bits: int
     granularity: str | int
-    parameters: ClassVar[tuple[str, ...]]  # names of the trained parameters, each [P]
+    parameters: tuple[str, ...]  # names of the trained parameters, each [P]
     positive: ClassVar[tuple[str, ...]]  # those that must be positive
 
     @property
@@ -46,7 +47,7 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST)}
+METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST, DAQ)}
 
 
 def describe(config: Method) -> str:
