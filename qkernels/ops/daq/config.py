@@ -34,8 +34,9 @@ class DAQ:
     of the weight and one of the activation, each started by least squares, <x, y> / <y, y>, so that a layer starts near
     what it was; a signed activation's lower bound starts below 0 rather than at it; variant "scale" starts at the best
     multiple of 3 standard deviations. The release keeps nothing from crossing: here bounds that cross count as if they
-    had not (upper is reflected at lower), and they are at least 2**-10 of their size apart. The deviation is at least
-    2**-10 of the |mean|. Statistics are float32: weights should be between 1e-15 and 1e15 in size.
+    had not (upper is reflected at lower), and they keep 2**-10 (of a deviation, of an activation's lower bound) apart.
+    The deviation is at least 2**-10 of the |mean|. Statistics are float32: weights should be between 1e-12 and 1e12 in
+    size. As in the release a block's mean is not added again: where it matters, before training, use "tensor".
 
     Args:
         bits: 1 to 8 (variant "scale", signed: 2 to 8).
@@ -130,13 +131,12 @@ class DAQ:
         lower, upper, scale = parameters
         if not (self._is_weight or self.signed):
             lower = lower * 0  # in the graph all the same: a parameter without a gradient stops DDP
-        gap = torch.where(upper >= lower, upper - lower, lower - upper)
-        least = (torch.maximum(lower.abs(), upper.abs()) + self._is_weight) * _APART + _TINY
-        upper = lower + gap + (least - gap).clamp_min(0).detach()
+        gap = (upper - lower).abs()
         if self._is_weight:
             mean, deviation = statistics(x, lower.shape[0])
-            lower, upper = mean + deviation * lower, mean + deviation * upper
-        return lower, upper, scale
+            lower = torch.addcmul(mean, deviation, lower)
+            return lower, torch.addcmul(lower, deviation, _at_least(gap, _APART)), scale
+        return lower, lower + _at_least(gap, lower.detach().abs() * _APART + _TINY), scale
 
     @property
     def _is_weight(self) -> bool:
@@ -157,6 +157,11 @@ def statistics(x: Tensor, P: int) -> tuple[Tensor, Tensor]:
     flat = x.detach().reshape(P, -1)  # [P, L]
     L = flat.shape[1]
     mean = flat.sum(1, dtype=torch.float32) / L
-    rms, size = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32) / L**0.5, mean.abs()
-    variance = (rms - size).clamp_min(0) * (rms + size) * (L / max(L - 1, 1))
-    return mean, torch.maximum(variance.sqrt(), size * _APART + _TINY)
+    squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).square()
+    variance = torch.addcmul(squares, mean, mean, value=-L) / max(L - 1, 1)
+    return mean, torch.maximum(variance, mean.square() * _APART**2 + _TINY).sqrt()
+
+
+def _at_least(value: Tensor, least: Tensor | float) -> Tensor:
+    """The larger; the gradient goes to value all the same, so that it can grow again."""
+    return value + (least - value.detach()).clamp_min(0)
