@@ -7,7 +7,7 @@ from .matmul import lut_conv2d, lut_dequantize, lut_linear
 from .methods import DAQ, LSQ, METHODS, POST
 from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, daq, harden, lsq, post, post_levels
+from .quant import Hardened, asq, daq, harden, lsq, post, post_levels
 
 __all__ = [
     "DAQ",
@@ -19,6 +19,7 @@ __all__ = [
     "Plan",
     "Report",
     "__version__",
+    "asq",
     "calibrate",
     "convert_",
     "daq",

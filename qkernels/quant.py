@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .ops.asq import op as _asq
 from .ops.daq import op as _daq
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
@@ -9,6 +10,7 @@ from .ops.post import op as _post
 
 lsq = _lsq.lsq
 daq = _daq.daq
+asq = _asq.asq
 post, post_levels = _post.post, _post.post_levels
 
 _HARDEN = {"lsq": _lsq.harden, "post": _post.harden, "daq": _daq.harden}
@@ -40,4 +42,4 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "daq", "harden", "lsq", "post", "post_levels"]
+__all__ = ["Hardened", "asq", "daq", "harden", "lsq", "post", "post_levels"]

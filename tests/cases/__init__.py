@@ -1,8 +1,8 @@
 """One Case per op, in the file of its name. The generic tests in test_ops.py know an op only through its Case."""
 
-from . import daq, lsq, post
+from . import asq, daq, lsq, post
 from .case import Case
 
-CASES = [module.CASE for module in (lsq, post, daq)]
+CASES = [module.CASE for module in (lsq, post, daq, asq)]
 
 __all__ = ["CASES", "Case"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from qkernels import backends
+
 
 @dataclass(frozen=True)
 class Case:
@@ -34,11 +36,19 @@ class Case:
     shared: tuple[int, ...] = ()  # tensors (by position) that have no blocks: all of x shares them
     positive: tuple[int, ...] = (1,)  # tensors whose values must be positive, else their block is NaN
     value_operand: Callable = lambda **kwargs: 1.0  # of a soft forward: how large its terms are, |x| about 1
+    kernels: str = ""  # the op on whose kernels it runs, if it has none of its own
     soft_forward: bool = False
     soft_grad: bool = False
 
     def __repr__(self) -> str:
         return self.name
+
+    def backends(self) -> tuple[str, ...]:
+        return backends.backends_of(self.kernels or self.name)
+
+    def refusal(self, backend: str, x: Tensor) -> str | None:
+        """Why ``backend`` cannot run it on x, or None."""
+        return backends.refusal(self.kernels or self.name, backend, x)
 
     def operands(self, tensors: Sequence[Tensor], kwargs: dict) -> list[float]:
         """``operand`` of each tensor; of x only where its gradient is soft."""
