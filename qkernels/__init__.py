@@ -4,12 +4,13 @@ from . import nn
 from ._version import __version__
 from .files import load_packed, save_packed
 from .matmul import lut_conv2d, lut_dequantize, lut_linear
-from .methods import DAQ, LSQ, METHODS, POST
+from .methods import ASQ, DAQ, LSQ, METHODS, POST
 from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
 from .pack import LutWeight
 from .quant import Hardened, asq, daq, harden, lsq, post, post_levels
 
 __all__ = [
+    "ASQ",
     "DAQ",
     "LSQ",
     "METHODS",

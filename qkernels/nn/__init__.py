@@ -1,7 +1,17 @@
 """Modules: layers that train quantized (Quant*) and layers that run packed (Lut*)."""
 
+from .adaptive import AdaptiveStep, freeze_steps_
 from .linear import QuantConv2d, QuantLinear
 from .lut import LutConv2d, LutLinear
 from .quantizer import Quantizer, quantizers
 
-__all__ = ["LutConv2d", "LutLinear", "QuantConv2d", "QuantLinear", "Quantizer", "quantizers"]
+__all__ = [
+    "AdaptiveStep",
+    "LutConv2d",
+    "LutLinear",
+    "QuantConv2d",
+    "QuantLinear",
+    "Quantizer",
+    "freeze_steps_",
+    "quantizers",
+]
