@@ -4,12 +4,14 @@ from . import nn
 from ._version import __version__
 from .files import load_packed, save_packed
 from .matmul import lut_conv2d, lut_dequantize, lut_linear
-from .methods import DQ, LSQ, METHODS, POST
+from .methods import ASQ, DAQ, DQ, LSQ, METHODS, POST
 from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, channel_error, cpq, daq, dq, harden, lsq, post, post_levels, soft_assign
+from .quant import Hardened, asq, channel_error, cpq, daq, dq, harden, lsq, post, post_levels, soft_assign
 
 __all__ = [
+    "ASQ",
+    "DAQ",
     "DQ",
     "LSQ",
     "METHODS",
@@ -19,6 +21,7 @@ __all__ = [
     "Plan",
     "Report",
     "__version__",
+    "asq",
     "calibrate",
     "channel_error",
     "convert_",

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from . import methods
 from .nn.linear import QuantConv2d, QuantLinear
 from .nn.lut import LutConv2d, LutLinear
-from .nn.quantizer import make_quantizer, replace_modules
+from .nn.quantizer import make_activation_quantizer, replace_modules
 from .pack import PLANES, LutWeight, check_group_size, matrix_shape, pack_rows, t16_nbytes, unpack_rows
 
 FILE = "model.safetensors"
@@ -440,7 +440,7 @@ def _packed_layer(layer: nn.Module, weight: LutWeight, entry: dict[str, Any]) ->
             activation = methods.from_dict(entry["activation"])
         except TypeError as error:
             raise ValueError(str(error)) from error
-        packed.activation_quantizer = make_quantizer(activation, layer.weight, activation=True)
+        packed.activation_quantizer = make_activation_quantizer(activation, layer)
     return packed
 
 

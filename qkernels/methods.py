@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from .ops.asq.config import ASQ
+from .ops.daq.config import DAQ
 from .ops.grids import Hardened
 from .ops.lsq.config import LSQ
 from .ops.post.config import POST
@@ -21,12 +23,14 @@ class Method(Protocol):
     A field ``signed`` that is None is decided when the quantizer is calibrated. Where parameters and one call are not
     enough (an adapter network, other latents), the config has one more function,
     ``module(shape: Sequence[int] | None, *, dtype, device) -> nn.Module``, which returns its own quantizer in place of
-    ``qkernels.nn.Quantizer``, with the same ``forward``, ``harden``, ``calibrate``, ``calibrated`` and ``config``.
+    ``qkernels.nn.Quantizer``, with the same ``forward``, ``harden``, ``calibrate``, ``calibrated`` and ``config``. One
+    that must know the layer's input has ``activation_module(channels, dim, *, dtype, device) -> nn.Module`` beside it:
+    how many channels an activation has, and in which dimension; then its granularity is the weight's alone.
     """
 
     bits: int
     granularity: str | int
-    parameters: ClassVar[tuple[str, ...]]  # names of the trained parameters, each [P]
+    parameters: tuple[str, ...]  # names of the trained parameters, each [P]
     positive: ClassVar[tuple[str, ...]]  # those that must be positive
 
     @property
@@ -47,7 +51,7 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST, DQ)}
+METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST, DAQ, DQ, ASQ)}
 
 
 def presets() -> dict[str, tuple[type, dict[str, Any]]]:

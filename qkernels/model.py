@@ -413,7 +413,7 @@ def _parse_rule(rule: object) -> tuple[Match, tuple[Method, Method | None] | Non
         raise TypeError(f"plan: a target must be a config, a pair (weight, activation) or None, got {target!r}")
     if getattr(pair[0], "signed", True) is None:
         replace(pair[0], signed=True)  # a weight's sign; raises what is wrong with the width
-    if pair[1] is not None and pair[1].granularity != "tensor":
+    if pair[1] is not None and pair[1].granularity != "tensor" and not hasattr(pair[1], "activation_module"):
         raise ValueError(
             f'plan: activations need granularity="tensor", got {pair[1].granularity!r} in rule {_text(match)}'
         )

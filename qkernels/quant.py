@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .ops.asq import op as _asq
 from .ops.channel_error.op import channel_error
 from .ops.cpq import op as _cpq
 from .ops.daq import op as _daq
@@ -14,6 +15,7 @@ from .ops.soft_assign.dq import dq
 cpq = _cpq.cpq
 lsq = _lsq.lsq
 daq = _daq.daq
+asq = _asq.asq
 post, post_levels = _post.post, _post.post_levels
 soft_assign = _soft_assign.soft_assign
 
@@ -64,3 +66,4 @@ __all__ = [
     "post_levels",
     "soft_assign",
 ]
+__all__ = ["Hardened", "asq", "daq", "harden", "lsq", "post", "post_levels"]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from . import backends
 from .testing import CASES, Case, check, usable
 
 
@@ -39,7 +38,7 @@ def verify(device: str, ops: tuple[str, ...] = ()) -> Iterator[Verified]:
     torch.use_deterministic_algorithms(True)
     try:
         for case in (known[op] for op in ops or known):
-            for backend in backends.backends_of(case.name):
+            for backend in case.backends():
                 for dtype in case.dtypes:
                     if backend != "reference" and usable(case, backend, dtype, device):
                         yield _verify(case, backend, dtype, device)

@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import qkernels as qk
 from qkernels import backends
+from qkernels.nn import LutLinear, Quantizer, QuantLinear
 from qkernels.ops.daq import reference
+from qkernels.ops.daq.config import statistics
 from qkernels.testing.compare import assert_same_bits, value_and_grads
 
 BACKENDS = [b for b in backends.backends_of("daq") if backends.refusal("daq", b, torch.empty(0)) is None]
@@ -228,3 +230,174 @@ def test_sigma_defaults_to_the_release():
         want = value_and_grads(qk.daq, (x, *bounds), dict(bits=4, signed=signed, sigma=sigma))[1]
         got = value_and_grads(qk.daq, (x, *bounds), dict(bits=4, signed=signed))[1]
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+# in layers
+
+
+def layer(weight: qk.DAQ, activation: qk.DAQ | None = None, dtype: torch.dtype = torch.float32) -> QuantLinear:
+    torch.manual_seed(0)
+    return QuantLinear.from_float(nn.Linear(64, 24).to(dtype), weight=weight, activation=activation)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", 32])
+def test_a_weight_is_standardized_with_detached_statistics(granularity):
+    quant = layer(qk.DAQ(bits=3, granularity=granularity))
+    q, w = quant.weight_quantizer, quant.weight
+    with torch.no_grad():
+        w.add_(0.02)
+        q.lower.add_(0.25)
+        q.upper.mul_(0.7)
+    P = q.scale.numel()
+    flat = w.detach().reshape(P, -1)
+    deviation, mean = torch.std_mean(flat, 1, keepdim=True)
+    normal = ((flat - mean) / deviation).reshape(w.shape)
+    plain = [t.detach().clone().requires_grad_() for t in (normal, q.lower, q.upper, q.scale)]
+    want = qk.daq(*plain, bits=3, sigma=1.0)
+    y = quant.weight_quantizer(w)
+    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    same = y == want
+    assert same.float().mean() > 0.999, "standardizing in float32 may move a weight across a middle"
+    got = torch.autograd.grad(y, (w, q.lower, q.upper, q.scale), g * same)
+    dn, *expected = torch.autograd.grad(want, plain, g * same)
+    dw = (dn.reshape(P, -1) / deviation).reshape(w.shape)
+    torch.testing.assert_close(got, (dw, *expected), rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_are_those_of_torch():
+    for shift in (0.0, 1.0, 30.0):
+        for dtype in (torch.float32, torch.bfloat16):
+            w = (torch.randn(6, 500, generator=torch.Generator().manual_seed(0)) + shift).to(dtype)
+            for P in (1, 6):
+                mean, deviation = statistics(w, P)
+                want_deviation, want = torch.std_mean(w.double().reshape(P, -1), 1)
+                torch.testing.assert_close(mean.double(), want, rtol=1e-6, atol=1e-6)
+                # sums of L squares, of which the variance is what is left
+                near = w.numel() ** 0.5 * 2**-24 * (1 + (want / want_deviation).square().max().item())
+                torch.testing.assert_close(deviation.double(), want_deviation, rtol=near, atol=0)
+    mean, deviation = statistics(torch.tensor([[0.0, 0], [3, 3], [-3, -3]]), 3)
+    assert (deviation > 0).all() and mean.tolist() == [0, 3, -3]
+
+
+def test_where_a_weight_starts():
+    w = torch.randn(8, 200, generator=torch.Generator().manual_seed(0)) * 0.1
+    w[5] = 0  # a row of zeros
+    w[6] = 0.1
+    for bits in (1, 2, 4):
+        config = qk.DAQ(bits=bits, signed=True, granularity="row")
+        start = config.init(w, 8)
+        assert (start["lower"] == -3).all() and (start["upper"] == 3).all()
+        y = config.quantize(w, *start.values())
+        assert y.isfinite().all() and (start["scale"] > 0).all() and (start["scale"] < 2).all()
+        for factor in (0.99, 1.01):
+            other = config.quantize(w, start["lower"], start["upper"], start["scale"] * factor)
+            error, more = ((t - w).square().sum(1)[:5] for t in (y, other))
+            assert (error < more).all(), "least squares"
+    one_bit = qk.DAQ(bits=1, signed=True).init(w[:5], 1)["scale"]
+    torch.testing.assert_close(one_bit, w[:5].sub(w[:5].mean()).sign().mul(w[:5]).mean().reshape(1))
+    zero = qk.DAQ(bits=4, signed=True).init(torch.zeros(4, 100), 1)
+    assert zero["scale"].tolist() == pytest.approx([0.1])
+
+
+def test_an_unsigned_activation_keeps_its_lower_bound_at_0():
+    quant = layer(qk.DAQ(bits=4), qk.DAQ(bits=2))
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)).relu()
+    quant(x)
+    q = quant.activation_quantizer
+    assert q.config.signed is False and q.config.role == "activation" and q.lower.item() == 0
+    torch.testing.assert_close(q.upper, 3 * x.std().reshape(1))
+    y = q(x)
+    assert y.unique().numel() == 4 and y.min() == 0
+    assert (y - x).square().mean() < 0.2 * x.square().mean()
+    y.sum().backward()
+    assert q.lower.grad.tolist() == [0.0] and q.upper.grad.item() != 0 and q.scale.grad.item() != 0
+    with torch.no_grad():
+        q.lower.fill_(0.5)
+    assert torch.equal(q(x), y), "it is 0 whatever the parameter says"
+    want = qk.daq(x, torch.zeros(1), q.upper, q.scale, bits=2, signed=False, sigma=2.0)
+    assert torch.equal(q(x), want)
+
+
+def test_a_signed_activation_learns_both_bounds():
+    quant = layer(qk.DAQ(bits=4), qk.DAQ(bits=4))
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    quant(x)
+    q = quant.activation_quantizer
+    assert q.config.signed is True and q.lower.item() == -q.upper.item() < 0
+    g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    dx, dl, du = torch.autograd.grad(q(x), (x, q.lower, q.upper), g)
+    want = torch.autograd.grad(qk.daq(x, q.lower, q.upper, q.scale, bits=4, sigma=2.0), (x, q.lower, q.upper), g)
+    torch.testing.assert_close((dx, dl, du), want)
+    assert dl.item() != 0 and du.item() != 0
+
+
+@pytest.mark.parametrize("activation", [False, True])
+def test_bounds_that_cross_are_reflected(activation):
+    """Training goes on: the grid keeps its width, and the gradient of upper turns round."""
+    q = Quantizer(qk.DAQ(bits=4, signed=True, role="activation" if activation else "weight"), None)
+    x = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
+    q.calibrate(x)
+    y = q(x)
+    base = torch.autograd.grad(y.square().sum(), q.upper)[0]
+    lower, upper = q.lower.item(), q.upper.item()
+    with torch.no_grad():
+        q.upper.fill_(2 * lower - upper)
+    crossed = q(x)
+    assert torch.equal(crossed, y)
+    got = torch.autograd.grad(crossed.square().sum(), q.upper)[0]
+    torch.testing.assert_close(got, -base, rtol=1e-5, atol=0)  # 2 lower - upper rounds
+    for value in (lower, lower * (1 + 1e-7), 0.0):
+        with torch.no_grad():
+            q.lower.fill_(value)
+            q.upper.fill_(value)
+        y = q(x)
+        assert y.isfinite().all(), "bounds that meet are kept apart"
+        assert torch.autograd.grad(y.sum(), q.upper)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_variant_scale_is_one_learned_scale(bits):
+    config = qk.DAQ(bits=bits, granularity="row", variant="scale")
+    quant = layer(config, qk.DAQ(bits=bits, variant="scale"))
+    q = quant.weight_quantizer
+    assert [name for name, _ in q.named_parameters()] == ["scale"] and q.config.n_levels == 2**bits - 1
+    s = q.scale.detach()
+    assert torch.equal(q(quant.weight), qk.daq(quant.weight, -s, s, s, bits=bits, symmetric=True))
+    x = torch.randn(100, 64).relu()
+    quant(x)
+    a = quant.activation_quantizer
+    want = qk.daq(x, torch.zeros(1), a.scale, a.scale, bits=bits, signed=False, sigma=2.0)
+    assert torch.equal(a(x), want) and (want - x).square().mean() < 0.12 * x.square().mean()
+    packed = LutLinear.from_quant(quant)
+    assert torch.equal(packed.weight_lut.dequantize(), q(quant.weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_bit_weights_and_activations_train_and_pack(dtype):
+    quant = layer(qk.DAQ(bits=1, granularity="row"), qk.DAQ(bits=1), dtype)
+    x = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).relu().to(dtype)
+    quant(x).float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in quant.parameters())
+    assert quant.weight.grad.abs().sum() > 0 and quant.activation_quantizer.upper.grad.abs().sum() > 0
+    packed = LutLinear.from_quant(quant)
+    assert packed.bits == 1 and packed.levels.tolist() == [-1, 1]
+    assert torch.equal(packed.weight_lut.dequantize(dtype), quant.weight_quantizer(quant.weight))
+    assert quant.activation_quantizer(x).unique().numel() == 2
+
+
+REFUSED = [
+    (lambda: qk.DAQ(bits=9), "DAQ: bits must be between 1 and 8"),
+    (lambda: qk.DAQ(bits=1, signed=True, variant="scale"), r"DAQ: bits must be between 2 and 8 \(symmetric\), got 1"),
+    (lambda: qk.DAQ(bits=4, variant="paper"), "DAQ: variant must be one of standardized, scale, got 'paper'"),
+    (lambda: qk.DAQ(bits=4, role="bias"), "DAQ: role must be one of None, weight, activation, got 'bias'"),
+    (lambda: qk.DAQ(bits=4, gamma=-1), "DAQ: gamma must be above 0 and at most 80, got -1"),
+    (lambda: qk.DAQ(bits=4, sigma=0.0), "DAQ: sigma must be above 0.01 and at most 100, got 0"),
+    (lambda: qk.DAQ(bits=4, granularity="column"), "DAQ: granularity must be"),
+    (lambda: qk.DAQ(bits=4).quantize(ONE, ONE, ONE, ONE), "DAQ: signed must be decided"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_config_refuses_with_reason(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

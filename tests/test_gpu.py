@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from qkernels import backends
 from qkernels.testing import CASES, usable
 from qkernels.testing.compare import assert_same_bits
 
@@ -13,7 +12,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def kernels():
     for case in CASES:
         for backend in ("cuda", "triton"):
-            if backend in backends.backends_of(case.name):
+            if backend in case.backends():
                 yield pytest.param(case, backend, id=f"{case}-{backend}")
 
 

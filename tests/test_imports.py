@@ -108,4 +108,6 @@ def test_implementations_do_not_import_each_other():
         for path in op.glob("*.py"):
             others = [n for n in imports(path) if n.startswith("qkernels.ops.") and n.split(".")[2] in
                       {p.name for p in ROOT.glob("ops/*") if p.is_dir()} - {op.name}]  # fmt: skip
+            if path.name in ("op.py", "config.py"):  # a contract may use another, not what implements it
+                others = [n for n in others if not n.endswith(".op") and ".config." not in n]
             assert not others, f"{path} imports another op: {others}"

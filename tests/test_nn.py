@@ -21,7 +21,8 @@ from qkernels.nn.linear import refusal
 from qkernels.nn.quantizer import magnitude, make_quantizer
 from qkernels.ops import calibration
 
-METHODS = (qk.LSQ, qk.POST)  # those with one parameter a block
+METHODS = tuple(methods.METHODS.values())
+ONE_STEP = (qk.LSQ, qk.POST)  # one parameter a block, which is the unit of the grid
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATION = qk.LSQ(bits=4)
 
@@ -58,7 +59,7 @@ def grads(model: nn.Module, call, x: torch.Tensor) -> list[torch.Tensor]:
 # what the layers compute
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_STEP)
 @pytest.mark.parametrize("granularity", ["tensor", "row", 32])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_quantized_linear_layer_is_linear_on_the_quantized_weight(method, granularity, dtype):
@@ -179,7 +180,7 @@ def test_more_levels_than_bits_hold_are_stored_one_width_up(grid, bits, stored):
 # where the parameters start
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_STEP)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("shape", ["normal", "laplace"])
 def test_the_start_has_no_more_error_than_the_papers(method, bits, shape):
@@ -199,7 +200,7 @@ def test_the_start_has_no_more_error_than_the_papers(method, bits, shape):
         assert error(start).sum() < 0.8 * error(paper).sum(), "the search found nothing"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_STEP)
 def test_every_parameter_starts_positive(method):
     config = method(bits=4, granularity="row")
     config = dataclasses.replace(config, signed=True) if method is qk.LSQ else config

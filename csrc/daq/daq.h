@@ -59,12 +59,11 @@ struct Daq {
     V distance;
     const V l = level(q, &distance), t = tanh_half(V(1.0f) - (distance + distance));
     const V h = g * (slope * ((V(1.0f) + base * t) / (base + t)));
-    const auto inside = (x >= lower) & (x <= upper);  // false for NaN: its dx is 0, its terms NaN
-    const V outside = select(is_number(q), V(0.0f), q);
-    terms[0] = select(inside, h * (unit - V(1.0f)), outside);
-    terms[1] = select(inside, V(0.0f) - h * unit, outside);
+    const V dx = select((x >= lower) & (x <= upper), h, V(0.0f));  // 0 where x is NaN; unit is NaN there
+    terms[0] = dx * (unit - V(1.0f));
+    terms[1] = V(0.0f) - dx * unit;
     terms[2] = g * (l * inverse);
-    return select(inside, h, V(0.0f));
+    return dx;
   }
 };
 

@@ -1,5 +1,6 @@
 """Modules: layers that train quantized (Quant*) and layers that run packed (Lut*)."""
 
+from .adaptive import AdaptiveStep, freeze_steps_
 from .dq import BalancedQuantizer, CodebookQuantizer
 from .linear import QuantConv2d, QuantLinear
 from .lut import LutConv2d, LutLinear
@@ -8,10 +9,12 @@ from .quantizer import Quantizer, quantizers
 __all__ = [
     "BalancedQuantizer",
     "CodebookQuantizer",
+    "AdaptiveStep",
     "LutConv2d",
     "LutLinear",
     "QuantConv2d",
     "QuantLinear",
     "Quantizer",
+    "freeze_steps_",
     "quantizers",
 ]

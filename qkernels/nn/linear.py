@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..methods import Method
 from ..pack import check_group_size, matrix_shape
-from .quantizer import make_quantizer
+from .quantizer import make_activation_quantizer, make_quantizer
 
 
 class QuantLinear(nn.Linear):
@@ -92,7 +92,7 @@ def adopt(self: nn.Module, layer: nn.Module, kind: type[nn.Module], weight: Meth
         check_group_size(weight.granularity, matrix_shape(layer.weight.shape)[1])
     self.activation_quantizer = None
     if activation is not None:
-        self.activation_quantizer = make_quantizer(activation, layer.weight, activation=True)
+        self.activation_quantizer = make_activation_quantizer(activation, layer)
     self.weight_quantizer.calibrate(layer.weight)
     self.train(layer.training)
 

@@ -46,7 +46,7 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         name = type(config).__name__
-        if shape is None and config.granularity != "tensor":
+        if shape is None and config.granularity != "tensor" and not hasattr(config, "activation_module"):
             raise ValueError(f'{name}: activations need granularity="tensor", got {config.granularity!r}')
         if shape is not None and getattr(config, "signed", True) is None:
             config = dataclasses.replace(config, signed=True)
@@ -190,6 +190,19 @@ def make_quantizer(config: Method, weight: Tensor, *, activation: bool = False) 
     shape = None if activation else tuple(weight.shape)
     make = getattr(config, "module", None)
     return (make or (lambda s, **k: Quantizer(config, s, **k)))(shape, dtype=weight.dtype, device=weight.device)
+
+
+def make_activation_quantizer(config: Method, layer: nn.Module) -> nn.Module:
+    """A quantizer for the input of this ``nn.Linear`` or ``nn.Conv2d``; in its weight's dtype and on its device.
+
+    Raises:
+        TypeError, ValueError: as ``make_quantizer``.
+    """
+    weight = layer.weight
+    if not is_config(config) or not hasattr(config, "activation_module"):
+        return make_quantizer(config, weight, activation=True)
+    channels, dim = (layer.in_channels, -3) if isinstance(layer, nn.Conv2d) else (layer.in_features, -1)
+    return config.activation_module(channels, dim, dtype=weight.dtype, device=weight.device)
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

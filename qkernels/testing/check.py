@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from qkernels import backends
-
 from .cases import Case
 from .compare import assert_elementwise_grad, assert_same_bits, assert_soft, assert_sum, value_and_grads
 
@@ -13,7 +11,7 @@ def usable(case: Case, backend: str, dtype: torch.dtype, device: str) -> bool:
     """Whether the backend can run the op on this dtype and device, and its results can be judged."""
     if backend == "triton" and dtype == torch.bfloat16 and device == "cpu":
         return False  # Triton's interpreter truncates float32 -> bfloat16; a GPU rounds
-    return backends.refusal(case.name, backend, torch.empty(0, dtype=dtype, device=device)) is None
+    return case.refusal(backend, torch.empty(0, dtype=dtype, device=device)) is None
 
 
 def check(case: Case, tensors: tuple[Tensor, ...], kwargs: dict, backend: str) -> None:

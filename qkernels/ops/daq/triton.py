@@ -58,14 +58,11 @@ def daq_bwd_kernel(
     t = t * w + -4.16663367426e-2
     t = (t * w + 4.99999993436e-1) * v
     h = g * (slope * tl.div_rn(1.0 + base * t, base + t))
-    inside = (x >= lower) & (x <= upper)  # false for NaN: its dx is 0, its terms NaN
-    tl.store(dx_ptr + offs, tl.where(inside, h, 0.0).to(dx_ptr.dtype.element_ty), mask=mask)
-    outside = tl.where(q == q, 0.0, q)
+    dx = tl.where((x >= lower) & (x <= upper), h, 0.0)  # 0 where x is NaN; unit is NaN there
+    tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     keep = rows < P
-    lower_terms = tl.where(inside, h * (unit - 1.0), outside)
-    tl.store(dlower_ptr + sums, tl.sum(tl.where(mask, lower_terms, 0.0), axis=1), mask=keep)
-    upper_terms = tl.where(inside, 0.0 - h * unit, outside)
-    tl.store(dupper_ptr + sums, tl.sum(tl.where(mask, upper_terms, 0.0), axis=1), mask=keep)
+    tl.store(dlower_ptr + sums, tl.sum(tl.where(mask, dx * (unit - 1.0), 0.0), axis=1), mask=keep)
+    tl.store(dupper_ptr + sums, tl.sum(tl.where(mask, 0.0 - dx * unit, 0.0), axis=1), mask=keep)
     scale_terms = g * ((code * twice - offset) * inverse)
     tl.store(dscale_ptr + sums, tl.sum(tl.where(mask, scale_terms, 0.0), axis=1), mask=keep)
 

@@ -60,8 +60,12 @@ class LSQ:
 
     def quantize(self, x: Tensor, step: Tensor, *, samples: int = 1) -> Tensor:
         L = x.numel() // (step.shape[0] * max(samples, 1))
-        kappa = (max(L, 1) * self._qmax()) ** -0.5 if self.grad_scale else None
+        kappa = self.step_grad_scale(L) if self.grad_scale else None
         return op.lsq(x, step, bits=self.bits, signed=self._signed(), grad_scale=kappa)
+
+    def step_grad_scale(self, L: int) -> float:
+        """1 / sqrt(L * qmax)."""
+        return (max(L, 1) * self._qmax()) ** -0.5
 
     def harden(self, x: Tensor, step: Tensor) -> Hardened:
         return op.harden(x, step, bits=self.bits, signed=self._signed())

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from qkernels import backends
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,10 +39,18 @@ class Case:
     positive: tuple[int, ...] = (1,)  # tensors whose values must be positive, else their block is NaN
     value_operand: Callable = lambda **kwargs: 1.0  # of a soft forward: how large its terms are, |x| about 1
     soft_forward: bool | Callable = False  # or (**kwargs) -> whether this call's forward is soft
+    kernels: str = ""  # the op on whose kernels it runs, if it has none of its own
     soft_grad: bool = False
 
     def __repr__(self) -> str:
         return self.name
+
+    def backends(self) -> tuple[str, ...]:
+        return backends.backends_of(self.kernels or self.name)
+
+    def refusal(self, backend: str, x: Tensor) -> str | None:
+        """Why ``backend`` cannot run it on x, or None."""
+        return backends.refusal(self.kernels or self.name, backend, x)
 
     def operands(self, tensors: Sequence[Tensor], kwargs: dict) -> list[float]:
         """``operand`` of each tensor; of x only where its gradient is soft."""
