@@ -4,12 +4,13 @@ from . import nn
 from ._version import __version__
 from .files import load_packed, save_packed
 from .matmul import lut_conv2d, lut_dequantize, lut_linear
-from .methods import LSQ, METHODS, POST
-from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
+from .methods import CPQ, LSQ, METHODS, POST
+from .model import Plan, Report, calibrate, convert_, param_groups, penalty, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, cpq, harden, lsq, post, post_levels
+from .quant import Hardened, bit_penalty, cpq, hard_concrete, harden, lsq, post, post_levels
 
 __all__ = [
+    "CPQ",
     "LSQ",
     "METHODS",
     "POST",
@@ -18,9 +19,11 @@ __all__ = [
     "Plan",
     "Report",
     "__version__",
+    "bit_penalty",
     "calibrate",
     "convert_",
     "cpq",
+    "hard_concrete",
     "harden",
     "load_packed",
     "lsq",
@@ -29,6 +32,7 @@ __all__ = [
     "lut_linear",
     "nn",
     "param_groups",
+    "penalty",
     "plan",
     "post",
     "post_levels",

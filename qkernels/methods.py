@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from .ops.cpq.config import CPQ
 from .ops.grids import Hardened
 from .ops.lsq.config import LSQ
 from .ops.post.config import POST
@@ -46,7 +47,7 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST)}
+METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST, CPQ)}
 
 
 def describe(config: Method) -> str:

@@ -3,11 +3,12 @@
 from torch import Tensor
 
 from .ops.cpq import op as _cpq
+from .ops.dropbits import op as _dropbits
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
 
-cpq = _cpq.cpq
+cpq, hard_concrete, bit_penalty = _cpq.cpq, _dropbits.hard_concrete, _dropbits.bit_penalty
 lsq = _lsq.lsq
 post, post_levels = _post.post, _post.post_levels
 
@@ -40,4 +41,4 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
     return hardened
 
 
-__all__ = ["Hardened", "cpq", "harden", "lsq", "post", "post_levels"]
+__all__ = ["Hardened", "bit_penalty", "cpq", "hard_concrete", "harden", "lsq", "post", "post_levels"]
