@@ -4,13 +4,28 @@ from . import nn
 from ._version import __version__
 from .files import load_packed, save_packed
 from .matmul import lut_conv2d, lut_dequantize, lut_linear
-from .methods import ASQ, DAQ, DQ, LSQ, METHODS, POST
-from .model import Plan, Report, calibrate, convert_, param_groups, plan, prepare_
+from .methods import ASQ, CPQ, DAQ, DQ, LSQ, METHODS, POST
+from .model import Plan, Report, calibrate, convert_, param_groups, penalty, plan, prepare_
 from .pack import LutWeight
-from .quant import Hardened, asq, channel_error, cpq, daq, dq, harden, lsq, post, post_levels, soft_assign
+from .quant import (
+    Hardened,
+    asq,
+    bit_penalty,
+    channel_error,
+    cpq,
+    daq,
+    dq,
+    hard_concrete,
+    harden,
+    lsq,
+    post,
+    post_levels,
+    soft_assign,
+)
 
 __all__ = [
     "ASQ",
+    "CPQ",
     "DAQ",
     "DQ",
     "LSQ",
@@ -22,12 +37,14 @@ __all__ = [
     "Report",
     "__version__",
     "asq",
+    "bit_penalty",
     "calibrate",
     "channel_error",
     "convert_",
     "cpq",
     "daq",
     "dq",
+    "hard_concrete",
     "harden",
     "load_packed",
     "lsq",
@@ -36,6 +53,7 @@ __all__ = [
     "lut_linear",
     "nn",
     "param_groups",
+    "penalty",
     "plan",
     "post",
     "post_levels",

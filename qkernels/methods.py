@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from .ops.asq.config import ASQ
+from .ops.cpq.config import CPQ
 from .ops.daq.config import DAQ
 from .ops.grids import Hardened
 from .ops.lsq.config import LSQ
@@ -51,7 +52,7 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST, DAQ, DQ, ASQ)}
+METHODS: dict[str, type] = {method.__name__: method for method in (LSQ, POST, CPQ, DAQ, DQ, ASQ)}
 
 
 def presets() -> dict[str, tuple[type, dict[str, Any]]]:

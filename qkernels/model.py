@@ -236,11 +236,21 @@ def param_groups(
     return [group for group in groups if group["params"]]
 
 
+def penalty(model: nn.Module) -> Tensor:
+    """What the bit-widths that a model is learning cost: add it to the task loss.
+
+    The sum over the quantizers with trained gates (``qkernels.CPQ(dropbits=..., penalty=...)``) of penalty times the
+    expected number of kept levels (``qkernels.bit_penalty``); a scalar, 0 if there are none.
+    """
+    costs = [q.penalty() for _, q in quantizers(model) if hasattr(q, "penalty")]
+    return torch.stack(costs).sum() if costs else torch.zeros(())
+
+
 @dataclass(frozen=True)
 class ConvertedLayer:
     """One row of a report.
 
-    method: as trained. bits: as trained; stored_bits: as packed. max_error: largest |packed - float weight|. sqnr_db:
+    method: as trained. bits: as trained (learned widths: as learned); stored_bits: as packed. max_error: largest |packed - float weight|. sqnr_db:
     10 log10(sum w**2 / sum (packed - w)**2), inf without error. exact: the packed weight equals the trained quantized
     weight to the bit (else ``convert_`` had raised).
     """
@@ -337,7 +347,7 @@ def _converted(name: str, layer: nn.Module, packed: LutWeight) -> ConvertedLayer
     return ConvertedLayer(
         name=name,
         method=describe(config),
-        bits=config.bits,
+        bits=getattr(layer.weight_quantizer, "effective_bits", config.bits),
         stored_bits=packed.bits,
         shape=tuple(weight.shape),
         bits_per_weight=packed.bits_per_weight,

@@ -6,13 +6,14 @@ from .ops.asq import op as _asq
 from .ops.channel_error.op import channel_error
 from .ops.cpq import op as _cpq
 from .ops.daq import op as _daq
+from .ops.dropbits import op as _dropbits
 from .ops.grids import Hardened
 from .ops.lsq import op as _lsq
 from .ops.post import op as _post
 from .ops.soft_assign import op as _soft_assign
 from .ops.soft_assign.dq import dq
 
-cpq = _cpq.cpq
+cpq, hard_concrete, bit_penalty = _cpq.cpq, _dropbits.hard_concrete, _dropbits.bit_penalty
 lsq = _lsq.lsq
 daq = _daq.daq
 asq = _asq.asq
@@ -56,14 +57,16 @@ def harden(method: str, x: Tensor, *parameters: Tensor, **options) -> Hardened:
 
 __all__ = [
     "Hardened",
+    "asq",
+    "bit_penalty",
     "channel_error",
     "cpq",
     "daq",
     "dq",
+    "hard_concrete",
     "harden",
     "lsq",
     "post",
     "post_levels",
     "soft_assign",
 ]
-__all__ = ["Hardened", "asq", "daq", "harden", "lsq", "post", "post_levels"]

@@ -5,3 +5,5 @@
 #else
 #define QK_HD inline __attribute__((always_inline))
 #endif
+// A long function: inline as well, except in the scalar twin of vector code (simd.h), which would take minutes to compile.
+#define QK_LONG QK_HD

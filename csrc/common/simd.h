@@ -35,6 +35,8 @@
 #endif
 #else
 #define QK_NAME(op) op##_scalar
+#undef QK_LONG
+#define QK_LONG __attribute__((noinline))
 #endif
 
 #define QK_IN static inline __attribute__((always_inline))

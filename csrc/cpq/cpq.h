@@ -57,7 +57,7 @@ struct Cpq {
     return z * (sum0[0] + z * (sum0[1] + z * sum0[2]));
   }
 
-  QK_HD void argmax_gradient(V k, V r, V* w, V* X, V* Y) const {
+  QK_LONG void argmax_gradient(V k, V r, V* w, V* X, V* Y) const {
     const V one(1.0f), half(0.5f);
     const V up = exponential(rho * (r - half)), down = exponential(V(0.0f) - rho * (r + half));  // the own code's edges
     const V inverse = one / ((one + up) * (one + down));
@@ -79,7 +79,7 @@ struct Cpq {
     }
   }
 
-  QK_HD void full_gradient(V k, V r, V* X, V* Y) const {
+  QK_LONG void full_gradient(V k, V r, V* X, V* Y) const {
     const V zero(0.0f), one(1.0f), half(0.5f);
     const V after = hi - k, before = k - lo;  // edges of the grid on either side of x
     const V up = exponential(rho * (r - half)), down = exponential(zero - rho * (r + half));
@@ -123,7 +123,7 @@ struct Cpq {
     }
   }
 
-  QK_HD V grad(V g, V x, V* terms) const {
+  QK_LONG V grad(V g, V x, V* terms) const {
     const V k = round_even(clamp(x / s, lo, hi));
     const V r = clamp(((x - k * s_high) - k * s_low) * per_s, V(0.0f) - reach, reach);
     V w(1.0f), X, Y;

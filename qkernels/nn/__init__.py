@@ -2,14 +2,16 @@
 
 from .adaptive import AdaptiveStep, freeze_steps_
 from .dq import BalancedQuantizer, CodebookQuantizer
+from .dropbits import DropBitsQuantizer
 from .linear import QuantConv2d, QuantLinear
 from .lut import LutConv2d, LutLinear
 from .quantizer import Quantizer, quantizers
 
 __all__ = [
+    "AdaptiveStep",
     "BalancedQuantizer",
     "CodebookQuantizer",
-    "AdaptiveStep",
+    "DropBitsQuantizer",
     "LutConv2d",
     "LutLinear",
     "QuantConv2d",

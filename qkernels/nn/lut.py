@@ -140,7 +140,7 @@ def packed_bits(n_levels: int) -> int:
 
 @torch.no_grad()
 def pack_weight(layer: QuantLinear | QuantConv2d) -> LutWeight:
-    """The packed weight of a trained layer, checked to the bit against what the layer computes with.
+    """The packed weight of a trained layer, checked to the bit against what the layer computes with in eval mode.
 
     Raises:
         ValueError: the weight is sharded or not finite; the packed weight would not be exact.
@@ -150,10 +150,15 @@ def pack_weight(layer: QuantLinear | QuantConv2d) -> LutWeight:
         raise ValueError("its weight is sharded: gather the full state dict into an unsharded model first")
     if bad := int((~weight.isfinite()).sum()):
         raise ValueError(f"its weight must be finite, got {bad} values that are not")
-    hardened = layer.weight_quantizer.harden(weight)
+    quantizer = layer.weight_quantizer
+    hardened = quantizer.harden(weight)
     bits = packed_bits(hardened.levels.numel())
     packed = LutWeight.pack(hardened.codes, hardened.levels, hardened.scale, bits=bits)
-    trained = layer.weight_quantizer(weight).contiguous()
+    mode = quantizer.training
+    try:  # a quantizer that draws while it trains is fixed in eval mode, and that is what is packed
+        trained = quantizer.eval()(weight).contiguous()
+    finally:
+        quantizer.train(mode)
     integer = _INTEGERS[weight.element_size()]
     wrong = int((packed.dequantize(weight.dtype).view(integer) != trained.view(integer)).sum())
     if wrong:

@@ -19,6 +19,31 @@ def scale_grad(x: Tensor, factor: float | None) -> Tensor:
     return x if factor is None else _ScaleGrad.apply(x, factor)
 
 
+def clamp_pulling_back(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``x.clamp(low, high)``; where x was clamped, of the gradient only what a descent follows back into the range.
+
+    A parameter that drifted out is thus held, and not lost: plain clamp would leave it without a gradient for ever.
+    """
+    return _ClampPullingBack.apply(x, low, high)
+
+
+class _ClampPullingBack(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, low, high):
+        return torch.minimum(torch.maximum(x, low), high)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, low, high = ctx.saved_tensors
+        return torch.where(((x < low) & (g > 0)) | ((x > high) & (g < 0)), 0.0, g), None, None
+
+
 class _Replace(torch.autograd.Function):
     generate_vmap_rule = True
 

@@ -60,6 +60,7 @@ def errors():
     yield (x, s, sigma), dict(bits=4, truncate=1), TypeError, "cpq: truncate must be a bool, got int"
     unsigned = dict(bits=4, signed=False, symmetric=True)
     yield (x, s, sigma), unsigned, ValueError, "cpq: symmetric=True must go with signed=True, got signed=False"
+    yield (x, s, sigma), dict(bits=4, symmetric=None), TypeError, "cpq: symmetric must be a bool, got NoneType"
 
 
 def _reference(x, step, sigma, *, bits, signed=True, symmetric=False, estimator="argmax", truncate=False):

@@ -1,0 +1,142 @@
+// DropBits, the maths: CPQ on a symmetric grid whose levels (groups of codes +-low .. +-high) carry gates Z in [0, 1].
+//   u = x / s    rho = s / sigma    code = the one with the largest Z Phi, Phi = Phi(rho, u - code) its probability
+//   q = Z* Phi* / D, D = sum of Z mass over the runs (a level is two runs, of which the mass is again Phi, with their width)
+//   dx = g n rho q X    ds = g n (1 + rho q Y)    dsigma = -g n rho**2 q (u X + Y)    dZ = g n s (own Phi* - q mass) / D
+// X and Y as in cpq.h: X = lv* - sum p lv over the runs, p = Z mass / D, lv = d log Phi / d(x / sigma), and the like.
+//
+// Everything is worked out for |x|, and relative to the nearest level that is not dropped: with m its distance in codes,
+//   Phi e**(rho m) = (1 - e**-(w rho)) / (e**-(rho m) (1 + e**-(w rho)) + A + B)
+// for a run of width w, A and B the odds e**(rho (distance - m)) of x being right of it and left of it. So a wide gap of
+// dropped levels leaves ratios of ordinary numbers.
+#pragma once
+#include "../common/functions.h"
+
+namespace qk {
+
+constexpr int kMaxLevels = 128;      // 0, and one a magnitude at 8 bits
+constexpr float kDropBitsFar = 85.0f;  // sigma off the grid, from where dx is 0
+
+// Level k >= 1 of the bitwise sharing is 2**(k - 1) .. 2**k - 1, of the endpoints sharing the one magnitude k.
+struct DropBitsArgs { float top; int levels; bool bitwise; };  // largest code; levels, with that of 0
+
+struct DropBitsLevel { float low, high, keep, width, wide, mass, slope; };  // wide: e**-(w rho), mass: 1 - wide, slope: w / (2 mass)
+
+template <class V>
+struct DropBits {
+  using Args = DropBitsArgs;  // the parameters are step [P], sigma [P] and the gates [levels - 1]
+  V s, s_high, s_low, per_s, rho, top, reach;
+  int levels;
+  DropBitsLevel level[kMaxLevels];
+
+  QK_HD DropBits(const Args& a, const float* const* params, int64_t p) : top(a.top), levels(a.levels) {
+    const float *keep = params[2], sigma = params[1][p];
+    const float step = positive_or_nan(sigma > 0.0f ? params[0][p] : 0.0f), shift = pow2_floor(step) * 6144.0f;
+    const float high = (step + shift) - shift;  // 12 bits: its product with a code is exact
+    const float r = step / sigma;
+    s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(r), reach = V(0.5f + kDropBitsFar / r);
+    for (int k = 0; k < levels; k++) {
+      const int low = k == 0 ? 0 : a.bitwise ? 1 << (k - 1) : k, last = k == 0 ? 0 : a.bitwise ? (1 << k) - 1 : k;
+      const float w = float(last - low + 1), mass = -exponential_minus_one(-(w * r));
+      level[k] = {float(low), float(last), k == 0 ? 1.0f : keep[k - 1], w, 1.0f - mass, mass, w / (2.0f * mass)};
+    }
+  }
+
+  // What is 40 sigma further off than the nearest level adds nothing; larger odds would lead to denormal numbers.
+  QK_HD V odds(V distance) const { return exponential(at_most(rho * distance, V(40.0f))); }
+
+  struct Choice {
+    V nearest, r;    // the nearest code to |x|, and |x| / s less that
+    V m, e0;         // distance to the nearest level that is not dropped, in codes, and e**-(rho m)
+    V code, keep;    // what is chosen, and its gate
+    V right, left;   // the odds A and B of the code
+  };
+
+  // The candidate of each level is its code nearest to x. Among equal gates the nearest wins, half to even, as without gates.
+  QK_HD Choice choose(V x) const {
+    const V zero(0.0f), half(0.5f), magnitude = absolute(x);
+    Choice c;
+    c.nearest = round_even(clamp(magnitude / s, zero, top));
+    c.r = clamp(((magnitude - c.nearest * s_high) - c.nearest * s_low) * per_s, zero - reach, reach);
+    c.m = at_least((c.nearest - half) + c.r, zero);
+    for (int k = 1; k < levels; k++) {
+      if (!(level[k].keep > 0.0f)) continue;
+      const V d = absolute((c.nearest - clamp(c.nearest, V(level[k].low), V(level[k].high))) + c.r);
+      c.m = at_most(c.m, at_least(d - half, zero));
+    }
+    c.e0 = exponential(zero - rho * c.m);
+    const V floor = c.e0 * V(1.0f + level[0].wide);
+    V distance, total;
+    for (int k = 0; k < levels; k++) {
+      if (!(level[k].keep > 0.0f)) continue;
+      const V n = clamp(c.nearest, V(level[k].low), V(level[k].high)), keep = V(level[k].keep);
+      const V d = absolute((c.nearest - n) + c.r);
+      const V right = odds((d - half) - c.m), left = odds(zero - ((d + half) + c.m));
+      const V sum = floor + (right + left);
+      if (k == 0) {
+        c.code = n, c.keep = keep, c.right = right, c.left = left, distance = d, total = sum;
+        continue;
+      }
+      const auto same = (keep <= c.keep) & (c.keep <= keep), tie = (d <= distance) & (n >= c.nearest) & (n <= c.nearest);
+      const V by_distance = select((d < distance) | tie, V(1.0f), zero), by_score = keep * total - c.keep * sum;
+      const auto better = select(same, by_distance, by_score) > zero;
+      c.code = select(better, n, c.code), c.keep = select(better, keep, c.keep);
+      c.right = select(better, right, c.right), c.left = select(better, left, c.left);
+      distance = select(better, d, distance), total = select(better, sum, total);
+    }
+    c.code = select(is_number(c.nearest), c.code, c.nearest);
+    return c;
+  }
+
+  QK_LONG V value(V x) const {
+    const V y = choose(x).code * s;
+    return select(x < V(0.0f), V(0.0f) - y, y);  // 0 - 0 is +0
+  }
+
+  // dx; terms: of step, sigma, and (adding to it) of the gates.
+  QK_LONG V grad(V g, V x, V* terms, V* gates) const {
+    const V zero(0.0f), one(1.0f), half(0.5f);
+    const Choice c = choose(x);
+    const V off = (c.nearest - c.code) + c.r;  // |x| / s less the code
+    V masses[kMaxLevels], D(0.0f), toward(0.0f), slope(0.0f);
+    for (int k = 0; k < levels; k++) {
+      const DropBitsLevel& l = level[k];
+      if (!(l.keep > 0.0f)) continue;
+      const V floor = c.e0 * V(1.0f + l.wide);
+      V mass(0.0f);
+      for (int side = 0; side < (k ? 2 : 1); side++) {  // the run that |x| may be in, and its mirror image
+        const float a = side ? -l.high : l.low, b = side ? -l.low : l.high;
+        const V right = odds(((c.nearest - V(b + 0.5f)) + c.r) - c.m);
+        const V left = odds(((V(a - 0.5f) - c.nearest) - c.r) - c.m);
+        const V inverse = one / (floor + (right + left)), weight = V(l.keep * l.mass) * inverse;
+        const V both = right + left, pull = (left - right) * inverse;  // d log mass / d(x / sigma); 1 + it has no cancellation
+        mass = mass + weight;
+        toward = toward + weight * ((floor + (left + left)) * inverse);
+        slope = slope + weight * (V(l.slope) * ((V(4.0f * l.wide) * c.e0 + V(1.0f + l.wide) * both) * inverse)
+                                  - (V((a + b) * 0.5f) - c.code) * pull);
+      }
+      masses[k] = mass;
+      D = D + mass;
+    }
+    const float wide = level[0].wide;
+    const V floor = c.e0 * V(1.0f + wide);
+    // choose() took |off|: right of the code is left of it where off < 0
+    const V right = select(off < zero, c.left, c.right), left = select(off < zero, c.right, c.left);
+    const V inverse = one / (floor + (right + left)), per_D = one / D;
+    const V q = c.keep * ((V(level[0].mass) * inverse) * per_D);
+    V X = (floor + (left + left)) * inverse - toward * per_D;
+    const V Y = V(level[0].slope) * ((V(4.0f * wide) * c.e0 + V(1.0f + wide) * (right + left)) * inverse) - slope * per_D;
+    X = select(absolute(c.r) < reach, X, zero);
+    const V n = select(x < zero, zero - c.code, c.code), gain = q * rho;
+    terms[0] = g * n + (g * n) * (gain * (Y - c.code * X));
+    terms[1] = zero - (g * n) * (gain * (rho * (off * X + Y)));
+    const V scale = (g * n) * (s * q);
+    for (int k = 1; k < levels; k++) {
+      if (!(level[k].keep > 0.0f)) continue;
+      const V chosen = select((c.code >= V(level[k].low)) & (c.code <= V(level[k].high)), one, zero);
+      gates[k - 1] = gates[k - 1] + scale * ((chosen - masses[k] * per_D) * V(1.0f / level[k].keep));
+    }
+    return select(is_number(x), (g * c.code) * (gain * X), zero);
+  }
+};
+
+}  // namespace qk

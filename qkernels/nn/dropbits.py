@@ -1,0 +1,101 @@
+"""The quantizer of a weight whose levels carry gates (DropBits): they are drawn while it trains, fixed otherwise."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..methods import Method
+from ..ops.dropbits.op import bit_penalty, hard_concrete
+from ..ops.grids import Hardened
+from ..ops.ste import clamp_pulling_back
+from .quantizer import Quantizer
+
+_START = math.log(0.9 / 0.1)  # a level starts with the chance 0.9 (before stretching) to be kept
+_LOGITS = (math.log(1e-2), math.log(1e2))  # as in the code of arXiv:1712.01312
+
+
+class DropBitsQuantizer(Quantizer):
+    """``Quantizer`` with the gates of ``qkernels.CPQ(dropbits=...)``: one more parameter, ``logits``.
+
+    In training mode the gates are drawn from ``logits``, once a step: the first call after a backward draws anew, and a
+    call from inside a backward (activation checkpointing) gets the gates that it is to recompute. The buffer ``draws``
+    (int64 [1]) is the seed of the present ones; it starts from the weight, so that layers differ and runs agree, goes up
+    by one a draw, and is in the state dict, so that a run that is resumed draws what it would have drawn. In a compiled
+    graph each call draws.
+
+    In eval mode the gates are those without noise, and so are ``harden``, ``effective_bits`` and what is packed.
+    """
+
+    def __init__(
+        self,
+        config: Method,
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(config, shape, dtype=dtype, device=device)
+        self.logits = nn.Parameter(torch.full((self.config.n_gates,), _START, dtype=dtype, device=device))
+        self.register_buffer("draws", torch.zeros(1, dtype=torch.int64, device=device))
+        self._spent = True  # whether a backward has used the present gates
+
+    def values(self) -> list[Tensor]:
+        return [*super().values(), self.gates()]
+
+    def gates(self) -> Tensor:
+        """[n_gates] in [0, 1], the ``keep`` of ``qkernels.cpq``: drawn in training mode."""
+        if not self.training:
+            return self._fixed()
+        if torch.compiler.is_compiling():
+            self.draws.add_(1)
+            return hard_concrete(self._logits(), seed=self.draws.clone())
+        if self._spent and torch._C._current_graph_task_id() == -1:  # not inside a backward
+            self.draws.add_(1)
+            self._spent = False
+        gates = hard_concrete(self._logits(), seed=self.draws)
+        if gates.requires_grad:
+            gates.register_hook(self._spend)
+        else:
+            self._spent = True
+        return gates
+
+    def penalty(self) -> Tensor:
+        """What this layer adds to ``qkernels.penalty``, a scalar."""
+        return self.config.penalty * bit_penalty(self._logits())
+
+    @property
+    def effective_bits(self) -> int:
+        """The width that the kept levels need: 1 + the number of bits of the largest kept magnitude."""
+        kept = self._fixed().detach().nonzero()
+        outermost = int(kept[-1]) + 1 if len(kept) else 0
+        return 1 + (outermost if self.config.dropbits == "bitwise" else outermost.bit_length())
+
+    @torch.no_grad()
+    def harden(self, x: Tensor) -> Hardened:
+        """The codes, levels and scale that ``forward(x)`` uses in eval mode."""
+        return self.config.harden(x, *super().values(), self._fixed())
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Start again from x, as ``Quantizer``; every gate too."""
+        super().calibrate(x)
+        self.logits.fill_(_START)
+        bits = x.detach().float().contiguous().view(torch.int32).sum(dtype=torch.int64)
+        self.draws.copy_(bits.abs())
+        self._spent = True
+
+    def _logits(self) -> Tensor:
+        logits = self.logits.float()
+        low, high = (torch.full_like(logits, end) for end in _LOGITS)
+        return clamp_pulling_back(logits, low, high)
+
+    def _fixed(self) -> Tensor:
+        return hard_concrete(self._logits(), seed=0, training=False)
+
+    def _spend(self, grad: Tensor) -> None:
+        self._spent = True
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.effective_bits} bits kept"
