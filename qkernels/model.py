@@ -213,27 +213,39 @@ def calibrate(model: nn.Module, *batch: object) -> list[str]:
 
 
 def param_groups(
-    model: nn.Module, lr: float, *, quantizer_lr: float | None = None, weight_decay: float = 0.0
+    model: nn.Module,
+    lr: float,
+    *,
+    quantizer_lr: float | None = None,
+    gate_lr: float | None = None,
+    weight_decay: float = 0.0,
 ) -> list[dict[str, object]]:
-    """Two groups for any optimizer: the model's parameters, and the quantizers' without weight decay.
+    """Groups for any optimizer: the model's parameters; the quantizers' and DropBits' gates, without weight decay.
 
     Args:
         lr: learning rate of the model's parameters.
         quantizer_lr: of the quantizers' parameters; None is ``lr``.
+        gate_lr: of the gates' logits, which are not in units of the weights; None is ``quantizer_lr``.
         weight_decay: of the model's parameters. A quantizer has none: decay would shrink its grid.
 
     Returns:
-        One or two dicts; parameters that need no gradient are left out.
+        One to three dicts, in this order; parameters that need no gradient are left out.
     """
     if quantizer_lr is None:
         quantizer_lr = lr
-    own = {id(p) for _, q in quantizers(model) for p in q.parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) not in own], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in trained if id(p) in own], "lr": quantizer_lr, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    if gate_lr is None:
+        gate_lr = quantizer_lr
+    of = {id(p): "quantizer" for _, q in quantizers(model) for p in q.parameters()}
+    of |= {id(q.logits): "gate" for _, q in quantizers(model) if hasattr(q, "penalty")}
+    groups = {
+        "model": {"params": [], "lr": lr, "weight_decay": weight_decay},
+        "quantizer": {"params": [], "lr": quantizer_lr, "weight_decay": 0.0},
+        "gate": {"params": [], "lr": gate_lr, "weight_decay": 0.0},
+    }
+    for p in model.parameters():
+        if p.requires_grad:
+            groups[of.get(id(p), "model")]["params"].append(p)
+    return [group for group in groups.values() if group["params"]]
 
 
 def penalty(model: nn.Module) -> Tensor:
@@ -250,9 +262,9 @@ def penalty(model: nn.Module) -> Tensor:
 class ConvertedLayer:
     """One row of a report.
 
-    method: as trained. bits: as trained (learned widths: as learned); stored_bits: as packed. max_error: largest |packed - float weight|. sqnr_db:
-    10 log10(sum w**2 / sum (packed - w)**2), inf without error. exact: the packed weight equals the trained quantized
-    weight to the bit (else ``convert_`` had raised).
+    method: as trained. bits: as trained (learned widths: as learned); stored_bits: as packed. max_error: largest
+    |packed - float weight|. sqnr_db: 10 log10(sum w**2 / sum (packed - w)**2), inf without error. exact: the packed
+    weight equals the trained quantized weight to the bit (else ``convert_`` had raised).
     """
 
     name: str

@@ -1,5 +1,6 @@
 """The work of one fold, from plain data to plain data: what a worker process is given, and what it gives back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from qkernels.files import FILE
 from qkernels.methods import Method
 
 from . import train
+from .claims import observe, residuals
 from .data import digits, split
 from .models import MODELS
 from .rows import file_bytes, histogram, relative_weights
@@ -42,6 +44,7 @@ class QuantizedFold:
     bytes: dict[str, int]
     weights: int
     histogram: dict[str, Any]
+    claims: dict[str, Any]
 
 
 def train_float(settings: Settings, name: str, k: int) -> FloatFold:
@@ -72,11 +75,16 @@ def train_quantized(
     model = train.quantized(_model(name, trained.start), config, first)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, (qk.nn.QuantLinear, qk.nn.QuantConv2d))}
     largest = max(layers, key=lambda name: layers[name].weight.numel())
-    before = relative_weights(layers[largest])
-    losses = _tune(settings, model, k)
+    before, residuals_before = relative_weights(layers[largest]), residuals(layers[largest])
+    levels = [_levels(layers[largest])]
+    losses = _tune(settings, model, k, lambda: levels.append(_levels(layers[largest])))
     best = train.logits(model, x[test]).topk(2)
     after = relative_weights(layers[largest])
     weights = sum(layer.weight.numel() for layer in layers.values())
+    claims = observe(model, layers, x[test]) | {
+        "levels": levels if levels[0] != levels[-1] else [],
+        "residuals": {"before": residuals_before, "after": residuals(layers[largest])},
+    }
 
     qk.convert_(model)
     qk.save_packed(model, folder)
@@ -88,7 +96,13 @@ def train_quantized(
         file_bytes(folder / FILE, list(layers)),
         weights,
         histogram(largest, before, after),
+        claims,
     )
+
+
+def _levels(layer: nn.Module) -> list[float]:
+    """The levels of a layer's grid, over the scale of their block."""
+    return layer.weight_quantizer.harden(layer.weight).levels.sort().values.tolist()
 
 
 @cache
@@ -103,11 +117,11 @@ def _data(settings: Settings, k: int) -> tuple[Tensor, Tensor, tuple[Tensor, Ten
     return x, y, parts[k]
 
 
-def _tune(settings: Settings, model: nn.Module, k: int) -> list[float]:
+def _tune(settings: Settings, model: nn.Module, k: int, after_epoch: Callable[[], None] = lambda: None) -> list[float]:
     """The fine-tuning that float and quantized models both get."""
     x, y, (fit, _) = _data(settings, k)
-    seed = _tuning_seed(settings, k)
-    return train.fit(model, x[fit], y[fit], epochs=settings.tuning_epochs, lr=settings.tuning_lr, seed=seed)
+    epochs, lr, seed = settings.tuning_epochs, settings.tuning_lr, _tuning_seed(settings, k)
+    return train.fit(model, x[fit], y[fit], epochs=epochs, lr=lr, seed=seed, after_epoch=after_epoch)
 
 
 def _tuning_seed(settings: Settings, k: int) -> int:

@@ -9,7 +9,7 @@ from qkernels import LSQ
 from qkernels.methods import Method, presets
 from qkernels.model import Match, Target
 
-ACTIVATION = LSQ(bits=4)  # of every method, so that a row of the table differs from the next in its weights only
+ACTIVATION = LSQ(bits=4)  # of all methods of weights, so that their rows differ in nothing else
 
 
 def conv() -> nn.Sequential:
@@ -51,4 +51,5 @@ def config(method: str, bits: int) -> Method:
 
 def rules(weight: Method) -> list[tuple[Match, Target]]:
     """Every layer's weight is quantized, and every layer's input but the pixels, which have 17 levels by themselves."""
-    return [("first", weight), ("*", (weight, ACTIVATION))]
+    own = getattr(weight, "both", False)  # a method of weight and input together brings its own
+    return [("first", weight), ("*", (weight, type(weight)(bits=ACTIVATION.bits) if own else ACTIVATION))]

@@ -3,6 +3,8 @@
 import io
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ _PARTS = {
     "codes": "codes",
     "scale": "scales",
     "levels": "levels",
-    "other": "biases, activation steps",
+    "other": "biases, activation quantizers",
     "header": "header",
 }
 
@@ -58,6 +60,8 @@ _PARTS = {
 def render(results: Results) -> str:
     """The page as html."""
     draw = {"accuracy": accuracy, "weights": weights, "losses": losses, "sizes": sizes}
+    if panels := claim_panels(results):
+        draw["claims"] = partial(claims, panels=panels)
     with matplotlib.rc_context(_STYLE):
         figures = {name: svg(name, figure(results)) for name, figure in draw.items()}
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
@@ -164,6 +168,92 @@ def weights(results: Results) -> Figure:
     keys += [Line2D([], [], color=_SOFT, lw=0.7, label="levels")]
     keys += [Line2D([], [], color=_INK, marker="|", ls="", ms=7, label="levels before, where they moved")]
     _legend(figure, keys)
+    return figure
+
+
+def claim_panels(results: Results) -> list[Callable[[Axes], None]]:
+    """What can be shown of the papers' claims with the methods of this run: a drawing each."""
+    rows = [row for row in results["rows"] if row["model"] == _largest(results)["model"]]
+    methods, narrow = results["settings"]["methods"], min(results["settings"]["bits"])
+    named = {row["method"]: row for row in rows if row["bits"] == narrow}
+    panels: list[Callable[[Axes], None]] = []
+
+    def color(row: dict[str, Any]) -> str:
+        return _color(methods.index(row["method"]))
+
+    def clusters(axes: Axes) -> None:
+        for row in (named[m] for m in ("LSQ", "CPQ") if m in named):
+            counts = row["claims"]["residuals"]["after"]
+            edges = [k / len(counts) - 0.5 for k in range(len(counts) + 1)]
+            axes.stairs([c / sum(counts) for c in counts], edges, color=color(row), label=row["method"], lw=1.3)
+        axes.set_title(f"CPQ: clusters at {narrow} bits")
+        axes.set_xlabel("weight - level, in spacings")
+        axes.set_ylabel("share of weights")
+        axes.legend(fontsize=8, handlelength=1.2)
+
+    def gap(axes: Axes) -> None:
+        part = [k / 200 for k in range(201)]
+        for temperature, dash in ((2, ":"), (8, "--"), (32, "-.")):
+            soft = [1 / (1 + math.exp(-temperature * (math.exp(d - 1) - math.exp(-d)))) for d in part]
+            hard = [s - (d > 0.5) for s, d in zip(soft, part, strict=True)]
+            axes.plot(part, hard, color=_SOFT, ls=dash, lw=1.1, label=f"fixed {temperature}")
+        axes.plot([0, 1], [0, 0], color=color(named["DAQ"]), lw=1.8, label="adaptive")
+        axes.set_title("DAQ: soft - hard code")
+        axes.set_xlabel("weight between two codes")
+        axes.legend(fontsize=8, handlelength=1.6, title="temperature", title_fontsize=8)
+
+    def moves(axes: Axes) -> None:
+        row = max((row for row in rows if row["claims"]["levels"] and row["bits"] <= 3), key=lambda row: row["bits"])
+        for level in zip(*row["claims"]["levels"], strict=True):
+            axes.plot(range(len(level)), level, color=color(row), lw=1.2)
+        axes.set_title(f"{row['method']}: levels move, {row['bits']} bits")
+        axes.set_xlabel("epoch of fine-tuning")
+
+    def betas(axes: Axes) -> None:
+        row = next(row for row in rows if row["claims"]["betas"])
+        for k, (layer, values) in enumerate(row["claims"]["betas"].items()):
+            share = [i / (len(values) - 1) for i in range(len(values))]
+            axes.plot(share, sorted(values), color=color(row), ls=("-", "--", ":")[k % 3], label=f"input of {layer}")
+        axes.axhline(1, color=_SOFT, lw=0.7)
+        axes.set_title(f"{row['method']}: a step for each sample")
+        axes.set_xlabel("share of test images")
+        axes.set_ylabel("step / common step")
+        axes.legend(fontsize=8, handlelength=1.6)
+
+    def widths(axes: Axes) -> None:
+        learned = [row for row in rows if row["widths"]]
+        layers = list(learned[0]["widths"])
+        for k, row in enumerate(learned):
+            means = [sum(row["widths"][layer]) / len(row["widths"][layer]) for layer in layers]
+            at = [i + 0.26 * (k - (len(learned) - 1) / 2) for i in range(len(layers))]
+            axes.bar(at, means, 0.22, color=color(row), alpha=1 - 0.28 * k, label=f"from {row['bits']}")
+        axes.set_xticks(range(len(layers)), layers)
+        axes.set_title(f"{learned[0]['method']}: learned bits, mean of folds")
+        axes.legend(fontsize=8, handlelength=1, ncols=len(learned))
+        axes.set_ylim(0, 1.3 * max(row["bits"] for row in learned))
+
+    if "CPQ" in named:
+        panels.append(clusters)
+    if "DAQ" in named:
+        panels.append(gap)
+    if any(row["claims"]["levels"] and row["bits"] <= 3 for row in rows):
+        panels.append(moves)
+    if any(row["claims"]["betas"] for row in rows):
+        panels.append(betas)
+    if any(row["widths"] for row in rows):
+        panels.append(widths)
+    return panels
+
+
+def claims(results: Results, panels: list[Callable[[Axes], None]]) -> Figure:
+    """One panel a claim, three in a line."""
+    lines = -(-len(panels) // 3)
+    figure = Figure(figsize=(7.6, 2.5 * lines))
+    grid = figure.subplots(lines, min(3, len(panels)), squeeze=False).flatten()
+    for draw, axes in zip(panels, grid, strict=False):
+        draw(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
     return figure
 
 

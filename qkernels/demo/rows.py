@@ -59,6 +59,11 @@ class Row:
         """How many are quantized."""
         return self.folds[0].weights
 
+    def widths(self) -> dict[str, list[int]]:
+        """layer -> the bits that it learned to need, fold by fold; empty for methods of a fixed width."""
+        folds = [fold.claims["widths"] for fold in self.in_order()]
+        return {layer: [widths[layer] for widths in folds] for layer in folds[0]}
+
     def in_order(self) -> list["QuantizedFold"]:
         return [self.folds[k] for k in sorted(self.folds)]
 
@@ -100,6 +105,8 @@ class Row:
             "step_ratio": self.step_ratio,
             "losses": [fold.losses for fold in self.in_order()],
             "histogram": self.folds[0].histogram,
+            "claims": self.folds[0].claims,
+            "widths": self.widths(),
             "predictions": {kind: digits_text(p) for kind, p in self.predictions.items()},
         }
 

@@ -3,6 +3,7 @@
 import copy
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,9 @@ def fit(
     epochs: int,
     lr: float,
     seed: int,
+    after_epoch: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Adam with a cosine to 0, quantizer parameters at a tenth of lr; returns the mean loss of each epoch."""
+    """Adam with a cosine to 0 (rates: ``make_optimizer``); returns the mean loss of each epoch."""
     optimizer = make_optimizer(model, lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // BATCH))
     losses = []
@@ -36,6 +38,7 @@ def fit(
             total += step(model, optimizer, x[batch], y[batch]).item() * len(batch)
             schedule.step()
         losses.append(total / len(x))
+        after_epoch()
     return losses
 
 
@@ -47,12 +50,13 @@ def orders(n: int, epochs: int, seed: int) -> list[Tensor]:
 
 def make_optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     # A step of Adam is about lr whatever the gradient, and a quantizer's step is a tenth of a weight's size or less.
-    return torch.optim.Adam(qk.param_groups(model, lr, quantizer_lr=lr / 10), fused=True)
+    # A gate's logit has to cross 0 from 2.2 within the few steps of the fine-tuning.
+    return torch.optim.Adam(qk.param_groups(model, lr, quantizer_lr=lr / 10, gate_lr=10 * lr), fused=True)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
     """One step of training; returns the loss."""
-    loss = F.cross_entropy(model(x), y)
+    loss = F.cross_entropy(model(x), y) + qk.penalty(model)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

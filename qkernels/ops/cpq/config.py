@@ -52,6 +52,10 @@ class CPQ:
 
     parameters: ClassVar[tuple[str, ...]] = ("step", "sigma")
     positive: ClassVar[tuple[str, ...]] = ("step", "sigma")
+    presets: ClassVar[dict[str, dict]] = {
+        "CPQ": {"granularity": "row"},
+        "DropBits": {"granularity": "row", "dropbits": "bitwise", "penalty": 1e-2},
+    }
 
     def __post_init__(self) -> None:
         calibration.check_granularity("CPQ", self.granularity)
