@@ -54,7 +54,7 @@ class CPQ:
     positive: ClassVar[tuple[str, ...]] = ("step", "sigma")
     presets: ClassVar[dict[str, dict]] = {
         "CPQ": {"granularity": "row"},
-        "DropBits": {"granularity": "row", "dropbits": "bitwise", "penalty": 1e-2},
+        "DropBits": {"granularity": "row", "dropbits": "bitwise", "penalty": 0.03},
     }
 
     def __post_init__(self) -> None:
