@@ -100,7 +100,8 @@ def measure(
         ours = times["ours"]
         row = {
             "op": subject.op, "variant": subject.variant, "bits": subject.bits, "shape": list(shape),
-            "dtype": str(dtype)[6:], "device": device, "backend": backends.resolve(subject.op, x, None), "pass": name,
+            "dtype": str(dtype)[6:], "device": device, "pass": name,
+            "backend": backends.resolve(subject.kernels or subject.op, x, None),
             "median_us": ours.median, "p10_us": ours.quantile(0.1), "p90_us": ours.quantile(0.9),
             "eager_us": times["eager"].median, "compiled_us": times["compiled"].median,
             "x_eager": ours.ratio_to(times["eager"]), "x_compiled": ours.ratio_to(times["compiled"]),

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-from . import daq, lsq, post
+from . import asq, daq, lsq, post
 from .subject import Subject
 
 OPS: dict[str, Callable[[bool], Iterator[Subject]]] = {
+    "asq": asq.subjects,
     "daq": daq.subjects,
     "lsq": lsq.subjects,
     "post": post.subjects,
