@@ -24,7 +24,7 @@ from qkernels.methods import describe
 
 from . import train
 from .data import digits, split
-from .models import ACTIVATION, MODELS
+from .models import ACTIVATION, MODELS, activation
 from .progress import Watch
 from .rows import Row, accuracy, digits_text, file_bytes, histogram, relative_weights
 from .settings import Settings
@@ -56,6 +56,8 @@ def run(settings: Settings, out: Path, watch: Watch, *, command: str) -> dict[st
         watch.start(rows, demo.work(rows))
         models = {m: demo.train_model(m, [row for row in rows if row.model == m]) for m in settings.models}
     demo.run_packed(rows)
+    own = dict.fromkeys(type(c).__name__ for c in settings.configs() if activation(c) is not ACTIVATION)
+    activations = [describe(ACTIVATION), *(f"{name}: its own" for name in own)]
     results = {
         "command": command,
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -63,7 +65,7 @@ def run(settings: Settings, out: Path, watch: Watch, *, command: str) -> dict[st
         "environment": environment(),
         "settings": asdict(settings),
         "batch": train.BATCH,
-        "activation": describe(ACTIVATION),
+        "activation": "; ".join(activations),
         "images": len(y),
         "labels": digits_text(y),
         "models": models,
