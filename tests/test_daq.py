@@ -387,6 +387,7 @@ def test_bounds_that_cross_are_reflected(activation):
         y = q(x)
         assert y.isfinite().all(), "bounds that meet are kept apart"
         assert torch.autograd.grad(y.sum(), q.upper)[0].isfinite().all()
+        assert torch.autograd.grad(q.config._grid(x, *q.values())[1], q.upper)[0] > 0, "and can part again"
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

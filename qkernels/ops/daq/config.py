@@ -131,7 +131,7 @@ class DAQ:
         lower, upper, scale = parameters
         if not (self._is_weight or self.signed):
             lower = lower * 0  # in the graph all the same: a parameter without a gradient stops DDP
-        gap = (upper - lower).abs()
+        gap = (upper - lower + _TINY).abs()  # where they meet its gradient is 1
         if self._is_weight:
             mean, deviation = statistics(x, lower.shape[0])
             lower = torch.addcmul(mean, deviation, lower)
