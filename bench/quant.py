@@ -104,7 +104,8 @@ def measure(
         ours = times["ours"]
         row = {
             "op": subject.op, "variant": subject.variant, "bits": subject.bits, "shape": list(shape),
-            "dtype": str(dtype)[6:], "device": device, "backend": backends.resolve(subject.op, x, None), "pass": name,
+            "dtype": str(dtype)[6:], "device": device, "pass": name,
+            "backend": backends.resolve(subject.kernels or subject.op, x, None),
             "median_us": ours.median, "p10_us": ours.quantile(0.1), "p90_us": ours.quantile(0.9),
             "gbps": tensors * size / ours.median / 1e3, "roof_gbps": 2 * size / times["copy"].median / 1e3,
             "saved_bytes_per_element": saved_bytes(subject.ours, x, *params),
@@ -130,7 +131,7 @@ def run(device: str, quick: bool, ops: Sequence[str] = tuple(OPS)) -> Iterator[d
             settings.append(("rotated", torch.bfloat16, (1, 1 << 26)))
     for cache, dtype, shape in settings:
         for subject in (s for op in ops for s in OPS[op](quick)):
-            for backend in _backends(subject.op, device):
+            for backend in _backends(subject.kernels or subject.op, device):
                 with _chosen(backend):
                     yield from measure(subject, device, dtype, subject.shape or shape, cache, 1.5 if quick else 3.0)
 

@@ -19,7 +19,7 @@ ONE = torch.ones(1)
 
 
 def soft_argmax(
-    x: Tensor, lower: Tensor, upper: Tensor, *, bits: int, signed: bool, gamma: float, sigma: float
+    x: Tensor, lower: Tensor, upper: Tensor, *, bits: int, signed: bool, gamma: float, sigma: float, eps: float = 0.0
 ) -> Tensor:
     """DAQ as its authors compute it, from the formulas: scores of the codes around q, a kernel around the nearer one,
     a softmax whose temperature the gap of the scores sets, and codes moved apart to undo the softmax."""
@@ -35,7 +35,7 @@ def soft_argmax(
     kernel = torch.full_like(scores, math.exp(-(sigma**-2)))
     kernel[near, torch.arange(len(x))] = 1.0
     scores = scores * kernel
-    p = torch.softmax(gamma / (scores[0] - scores[1]).abs().detach() * scores, 0)
+    p = torch.softmax(gamma / ((scores[0] - scores[1]).abs().detach() + eps) * scores, 0)
     shift = 1 / math.expm1(gamma)
     code = floor - shift * p[0] + (1 + shift) * p[1]
     return (2 * code - n) / n if signed else code / n
@@ -67,6 +67,40 @@ def test_it_is_the_authors_soft_argmax(bits, signed):
             torch.testing.assert_close(got, want, rtol=0, atol=1e-12 / math.tanh(gamma / 2))
             for a, b in zip(own, grads, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * grads[0].abs().max().item())
+
+
+@pytest.mark.parametrize(("eps", "most"), [(1e-6, 2e-6), (1e-3, 2e-3), (1e-2, 2e-2)])
+def test_an_eps_in_the_temperature_is_the_papers(eps, most):
+    """Value and gradients in float64, and how far from the levels: about eps of a step."""
+    lower, upper = (torch.tensor([p], dtype=torch.float64) for p in (-1.25, 1.75))
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    q = (x.double() - lower) / (upper - lower) * 7
+    x = torch.cat([x[(q - q.floor() - 0.5).abs() > 1e-4].double(), lower, upper])
+    for signed in (True, False):
+        options = dict(bits=3, signed=signed, gamma=2.0, sigma=2.0, eps=eps)
+        want, grads, g = value_and_grads(soft_argmax, (x, lower, upper), options)
+
+        def ours(x, lower, upper, signed=signed):
+            return reference.daq(x, lower, upper, ONE.double(), 7, signed, 2.0, 2.0, eps)
+
+        got, own, _ = value_and_grads(ours, (x, lower, upper), {}, g=g)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+        for a, b in zip(own, grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * grads[0].abs().max().item())
+        code = (got + 1) / 2 * 7 if signed else got * 7
+        assert 0.5 * most < (code - code.round()).abs().max() < 1.05 * most
+        y = qk.daq(x.float(), lower.float(), upper.float(), **options)
+        torch.testing.assert_close(y.double(), got, rtol=0, atol=1e-6)
+
+
+def test_an_eps_is_for_the_reference():
+    x, bounds = torch.randn(4), (-ONE, ONE)
+    with pytest.raises(NotImplementedError, match="daq: cpu: eps must be 0 but on the reference, got 0.01"):
+        qk.daq(x, *bounds, bits=4, eps=0.01, backend="cpu")
+    with pytest.raises(ValueError, match="daq: eps must be between 0 and 1, got -1"):
+        qk.daq(x, *bounds, bits=4, eps=-1.0)
+    with pytest.raises(ValueError, match="daq: eps must be 0 for y to be on the levels, got 0.01"):
+        qk.harden("daq", x, *bounds, bits=4, eps=0.01)
 
 
 @every_backend
@@ -353,6 +387,7 @@ def test_bounds_that_cross_are_reflected(activation):
         y = q(x)
         assert y.isfinite().all(), "bounds that meet are kept apart"
         assert torch.autograd.grad(y.sum(), q.upper)[0].isfinite().all()
+        assert torch.autograd.grad(q.config._grid(x, *q.values())[1], q.upper)[0] > 0, "and can part again"
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

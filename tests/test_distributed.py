@@ -17,12 +17,14 @@ import qkernels as qk
 
 RANKS, BATCH = 2, 8
 RULES = [("0", (qk.LSQ(bits=4, granularity=32), qk.LSQ(bits=4))), ("*", (qk.POST(bits=4), qk.LSQ(bits=4)))]
+# bounds beside a scale, one of them without a gradient, and a quantizer with a network in it
+OTHERS = [("0", (qk.DAQ(bits=4, granularity="row"), qk.ASQ(bits=4))), ("*", (qk.ASQ(bits=4), qk.DAQ(bits=4)))]
 
 
-def make() -> nn.Sequential:
+def make(rules=RULES) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
-    qk.prepare_(model, RULES)
+    qk.prepare_(model, rules)
     return model
 
 
@@ -66,8 +68,8 @@ def same_as_alone(wrapped: nn.Module, alone: nn.Module) -> None:
         torch.testing.assert_close(whole(p.detach()), own.detach(), msg=lambda m, name=name: f"{name}: {m}")
 
 
-def calibrated() -> nn.Sequential:
-    model = make()
+def calibrated(rules=RULES) -> nn.Sequential:
+    model = make(rules)
     qk.calibrate(model, batch()[0])
     return model
 
@@ -90,6 +92,12 @@ def fsdp2_trains_as_one_process() -> None:
     """With the quantizers in groups of their own, and in their layers' groups."""
     for own_groups in (True, False):
         same_as_alone(sharded(calibrated(), own_groups), calibrated())
+
+
+def every_kind_of_quantizer_trains_as_one_process() -> None:
+    same_as_alone(DistributedDataParallel(calibrated(OTHERS)), calibrated(OTHERS))
+    for own_groups in (True, False):
+        same_as_alone(sharded(calibrated(OTHERS), own_groups), calibrated(OTHERS))
 
 
 def a_gathered_state_converts_exactly() -> None:
@@ -148,6 +156,7 @@ def what_cannot_be_right_is_refused() -> None:
 PROMISES = [
     ddp_trains_as_one_process,
     fsdp2_trains_as_one_process,
+    every_kind_of_quantizer_trains_as_one_process,
     a_gathered_state_converts_exactly,
     calibrate_agrees_over_ranks,
     prepare_is_no_collective_call,

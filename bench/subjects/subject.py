@@ -21,9 +21,8 @@ class Subject:
     parameters: Callable[[], tuple[Tensor, ...]]  # for x normal with deviation 0.5
     torch: Function | None = None  # the same function, if torch has one fused
     shape: tuple[int, ...] | None = None  # of x; None: a row of 2**20 elements, or what the device's run takes
-    heavy: bool = (
-        False  # eager needs N x K: beyond 2**23 elements only ours is measured, for its share of the bandwidth
-    )
+    kernels: str = ""  # the op on whose kernels it runs, if it has none of its own
+    heavy: bool = False  # eager needs N x K: beyond 2**23 elements only ours is measured
     soft: bool = False  # values that an exponential enters: they agree to rounding, not to the bit
 
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from qkernels import LSQ
 from qkernels.methods import Method, presets
 from qkernels.model import Match, Target
 
-ACTIVATION = LSQ(bits=4)  # of all methods of weights, so that their rows differ in nothing else
+ACTIVATION = LSQ(bits=4)  # so that a row of the table differs from the next in its weights only; see ``activation``
 
 
 def conv() -> nn.Sequential:
@@ -49,7 +50,11 @@ def config(method: str, bits: int) -> Method:
     return cls(bits=bits, **options)
 
 
+def activation(weight: Method) -> Method:
+    """For layers' inputs: ``ACTIVATION``, or the weight's method as wide, where that has activations of its own."""
+    return replace(weight, bits=ACTIVATION.bits) if hasattr(weight, "activation_module") else ACTIVATION
+
+
 def rules(weight: Method) -> list[tuple[Match, Target]]:
     """Every layer's weight is quantized, and every layer's input but the pixels, which have 17 levels by themselves."""
-    own = getattr(weight, "both", False)  # a method of weight and input together brings its own
-    return [("first", weight), ("*", (weight, type(weight)(bits=ACTIVATION.bits) if own else ACTIVATION))]
+    return [("first", weight), ("*", (weight, activation(weight)))]

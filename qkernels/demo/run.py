@@ -22,7 +22,7 @@ from qkernels.methods import describe
 from . import train
 from .data import digits, split
 from .folds import FloatFold, train_float, train_quantized
-from .models import ACTIVATION, MODELS
+from .models import ACTIVATION, MODELS, activation
 from .progress import Watch
 from .rows import Row, accuracy, digits_text
 from .settings import Settings
@@ -57,6 +57,8 @@ def run(settings: Settings, out: Path, watch: Watch, *, command: str) -> dict[st
         floats = demo.train_floats(rows)
         demo.train_rows(rows, floats)
     demo.run_packed(rows)
+    own = dict.fromkeys(name for name, c in settings.configs() if activation(c) is not ACTIVATION)
+    activations = [describe(ACTIVATION), *(f"{name}: its own" for name in own)]
     results = {
         "command": command,
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -64,7 +66,7 @@ def run(settings: Settings, out: Path, watch: Watch, *, command: str) -> dict[st
         "environment": environment(),
         "settings": asdict(settings),
         "batch": train.BATCH,
-        "activation": describe(ACTIVATION),
+        "activation": "; ".join(activations),
         "images": len(y),
         "labels": digits_text(y),
         "models": demo.describe_floats(rows, floats),

@@ -51,7 +51,6 @@ class ASQ:
 
     parameters: ClassVar[tuple[str, ...]] = ("step",)
     positive: ClassVar[tuple[str, ...]] = ("step",)
-    both: ClassVar[bool] = True  # the method is of a layer's weight and input together
 
     def __post_init__(self) -> None:
         self.step_config()

@@ -131,7 +131,7 @@ class DAQ:
         lower, upper, scale = parameters
         if not (self._is_weight or self.signed):
             lower = lower * 0  # in the graph all the same: a parameter without a gradient stops DDP
-        gap = (upper - lower).abs()
+        gap = (upper - lower + _TINY).abs()  # where they meet its gradient is 1
         if self._is_weight:
             mean, deviation = statistics(x, lower.shape[0])
             lower = torch.addcmul(mean, deviation, lower)
@@ -154,7 +154,7 @@ def statistics(x: Tensor, P: int) -> tuple[Tensor, Tensor]:
 
     From the sum and the norm, which read x as it is and make no tensor of its size; torch.std takes 40 times as long.
     """
-    flat = x.detach().reshape(P, -1)  # [P, L]
+    flat = x.reshape(P, -1)  # [P, L]
     L = flat.shape[1]
     mean = flat.sum(1, dtype=torch.float32) / L
     squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).square()

@@ -57,6 +57,7 @@ def daq(
     gamma: float = 2.0,
     sigma: float | None = None,
     symmetric: bool = False,
+    eps: float = 0.0,
     backend: str | None = None,
 ) -> Tensor:
     """The nearest of N + 1 equal steps between two learned bounds, with the gradient of a soft assignment.
@@ -88,6 +89,9 @@ def daq(
             (signed) or 2.0 (unsigned).
         symmetric: a signed grid with an odd number of levels. ``daq(x, -s, s, s, symmetric=True)`` is the variant with
             a learned scale and no other bounds.
+        eps: 0 <= eps <= 1: the paper's constant beside the gap of the scores in the temperature, which the release has
+            not. Above 0, y misses the levels by up to 2 eps of a step or so, and it runs on the reference only: for
+            comparison, not for training.
         backend: "reference" | "cpu" | "cuda" | "triton"; None picks the fastest that can run. An exported graph chooses
             when it runs, and has no gradients here.
 
@@ -97,20 +101,28 @@ def daq(
 
     Raises:
         TypeError: x or a parameter is not a float tensor, bits not an int.
-        ValueError: bits, gamma or sigma out of range, symmetric but not signed, parameters not [P], P does not divide
-            x.numel(), two devices.
+        ValueError: bits, gamma, sigma or eps out of range, symmetric but not signed, parameters not [P], P does not
+            divide x.numel(), two devices.
         NotImplementedError: the requested backend cannot run this call.
     """
     n = largest_code("daq", bits, signed, symmetric)
     shape = checked_shape("daq", gamma, sigma, signed)
+    if not 0 <= eps <= 1:
+        raise ValueError(f"daq: eps must be between 0 and 1, got {eps:g}")
     if scale is None:
         scale = torch.ones(1, dtype=torch.float32, device=x.device if isinstance(x, Tensor) else None)
     x, (lower, upper, scale), restore = blocks.prepare("daq", x, lower=lower, upper=upper, scale=scale)
-    if backend is None and torch.compiler.is_exporting():  # a graph for inference, on whatever device it will run
+    if (
+        not eps and backend is None and torch.compiler.is_exporting()
+    ):  # a graph for inference, on whatever device it will run
         return restore(_fwd(*(t.contiguous() for t in (x, lower, upper, scale)), n, signed, "auto"))
+    if eps and backend is None:
+        backend = "reference"
     backend = backends.resolve("daq", x, backend)
     if backend == "reference":
-        return restore(reference.daq(x, lower, upper, scale, n, signed, *shape))
+        return restore(reference.daq(x, lower, upper, scale, n, signed, *shape, eps))
+    if eps:
+        raise NotImplementedError(f"daq: {backend}: eps must be 0 but on the reference, got {eps:g}")
     return restore(call(_DAQ, _DAQ.forward, x, lower, upper, scale, n, signed, *constants(*shape), backend))
 
 
@@ -123,12 +135,15 @@ def harden(
     bits: int,
     signed: bool = True,
     symmetric: bool = False,
+    eps: float = 0.0,
 ) -> reference.Hardened:
     """The codes, levels and scale of ``daq(x, lower, upper, scale)``; see ``qkernels.harden``.
 
     Raises:
-        ValueError: upper must be above lower.
+        ValueError: upper is not above lower; eps is not 0, where y is not on the levels.
     """
+    if eps:
+        raise ValueError(f"daq: eps must be 0 for y to be on the levels, got {eps:g}")
     n = largest_code("daq", bits, signed, symmetric)
     scale = torch.ones(1, dtype=torch.float32, device=x.device) if scale is None else scale
     _, (lower, upper, scale), _ = blocks.prepare("daq", x, lower=lower, upper=upper, scale=scale)

@@ -10,7 +10,15 @@ from qkernels.ops.ste import ste_replace
 
 
 def daq(
-    x: Tensor, lower: Tensor, upper: Tensor, scale: Tensor, n: int, signed: bool, gamma: float, sigma: float
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+    n: int,
+    signed: bool,
+    gamma: float,
+    sigma: float,
+    eps: float = 0.0,
 ) -> Tensor:
     """x: any shape; the rest: [P]. n: the largest code. Clipped elements give no gradient but to scale."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -19,8 +27,9 @@ def daq(
     inside = v.clamp(low.detach(), high.detach())  # finite, and a NaN stays
     unit = (inside - low) / positive(high - low)
     q = torch.where((v < low) | (v > high), unit.detach(), unit) * n
-    slope = gain(unrounded(v, low, high, n), gamma, sigma)
-    code = ste_replace(q * slope, codes(v, low, high, n).to(wide))
+    exact, code = unrounded(v, low, high, n), codes(v, low, high, n).to(wide)
+    offset, slope = soft(exact, gamma, sigma, eps) if eps else (0.0, gain(exact, gamma, sigma))
+    code = ste_replace(q * slope, code + torch.where(exact >= code, offset, -offset) if eps else code)
     y = (2 * code - n if signed else code) * (s * (1 / n))
     return (y + 0.0).to(x.dtype).reshape(x.shape)
 
@@ -42,6 +51,18 @@ def gain(q: Tensor, gamma: float, sigma: float) -> Tensor:
     """dy/dq of the soft assignment to the two codes around q: A coth(z / 2), z = 1 / sigma**2 + |1 - 2 (q mod 1)|."""
     z = sigma**-2 + (1 - 2 * (q - q.floor())).abs()
     return amplitude(gamma) * (1 + (-z).exp()) / -(-z).expm1()
+
+
+def soft(q: Tensor, gamma: float, sigma: float, eps: float) -> tuple[Tensor, Tensor]:
+    """(how far y is from q's code to the other one, dy/dq) where eps > 0 keeps the temperature from its full height."""
+    d = q - q.floor()
+    near = torch.minimum(d, 1 - d)
+    scores = (-near).exp(), (near - 1 - sigma**-2).exp()  # of the nearer and of the other code
+    gap = scores[0] - scores[1]
+    temperature, least = gamma / (gap + eps), math.exp(-gamma) / (1 + math.exp(-gamma))
+    other = torch.sigmoid(-temperature * gap)
+    stretch = 1 / (1 - 2 * least)
+    return (other - least) * stretch, temperature * other * (1 - other) * (scores[0] + scores[1]) * stretch
 
 
 def amplitude(gamma: float) -> float:
