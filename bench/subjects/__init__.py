@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-from . import lsq, post
+from . import cpq, lsq, post
 from .subject import Subject
 
-OPS: dict[str, Callable[[bool], Iterator[Subject]]] = {"lsq": lsq.subjects, "post": post.subjects}
+OPS: dict[str, Callable[[bool], Iterator[Subject]]] = {"lsq": lsq.subjects, "post": post.subjects, "cpq": cpq.subjects}
 
 __all__ = ["OPS", "Subject"]

@@ -21,6 +21,7 @@ class Subject:
     parameters: Callable[[], tuple[Tensor, ...]]  # for x normal with deviation 0.5
     torch: Function | None = None  # the same function, if torch has one fused
     shape: tuple[int, ...] | None = None  # of x; None: a row of 2**20 elements, or what the device's run takes
+    slow: bool = False  # an eager pass takes a second: fewer rounds
     soft: bool = False  # values that an exponential enters: they agree to rounding, not to the bit
 
 
