@@ -96,13 +96,13 @@ def test_a_wide_gap_of_dropped_levels_leaves_the_nearest_one(rho, backend):
     u = torch.cat([torch.arange(0, 140.0, 0.37), torch.tensor([1e4, 1e30, torch.inf])])
     x = torch.cat([u, -u]) * step
     for keep in ([0, 0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0, 0.5], [0.3, 0, 0, 0, 0, 0, 0], [0] * 7):
-        tensors = (x, step, step / rho, torch.tensor(keep))
+        tensors = (x, step, step / rho, torch.tensor(keep, dtype=torch.float32))
         y, grads, _ = value_and_grads(qk.cpq, tensors, dict(bits=8, backend=backend))
         kept = [0.0] + [float(n) for k in range(7) if keep[k] for n in range(2**k, 2 ** (k + 1))]
         if len({k for k in keep if k} | {1}) == 1:  # equal gates: exactly the nearest
             levels = torch.tensor(kept)
-            nearest = levels[(x.abs()[:, None] / step - levels).abs().nan_to_num(0, posinf=1e9).argmin(1)]
-            nearest[x.isinf()] = kept[-1]
+            nearest = levels[(x.abs()[:, None] / step - levels).abs().argmin(1)]
+            nearest[x.abs() > 1000 * step] = kept[-1]
             decided = ((x.abs() / step).frac() - 0.5).abs() > 1e-3  # ties apart
             assert torch.equal((y.abs() / step).round()[decided], nearest[decided])
         assert set((y.abs() / step).round().tolist()) <= set(kept)
@@ -128,7 +128,7 @@ def test_gates_of_a_seed_are_the_same_everywhere_and_differ_between_seeds():
     )
 
 
-PINNED = [0.0, 0.0, 0.0, 0.0, 0.0]
+PINNED = [0.265766114, 0.69787854, 0.995247245, 0.0829511732, 0.556228578]
 
 
 def test_gates_follow_their_distribution():
@@ -138,7 +138,7 @@ def test_gates_follow_their_distribution():
         gates = qk.hard_concrete(torch.full((N,), la), seed=7).double()
         chance = qk.bit_penalty(torch.tensor([la])).item()
         assert abs((gates > 0).double().mean().item() - chance) < 5 * (chance * (1 - chance) / N) ** 0.5
-        one = torch.sigmoid(torch.tensor(la - 2 / 3 * torch.tensor(11.0).log())).item()  # s > 1 / 1.2 ... 1.1 / 1.2
+        one = torch.sigmoid(la - 2 / 3 * torch.tensor(11.0).log()).item()  # s > 1.1 / 1.2
         assert abs((gates >= 1).double().mean().item() - one) < 5 * (one * (1 - one) / N) ** 0.5
     uniform = torch.sort(gates[(gates > 0) & (gates < 1)])[0]
     assert uniform.unique().numel() > 0.5 * uniform.numel()
