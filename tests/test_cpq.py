@@ -111,7 +111,9 @@ def test_the_reference_is_the_materialised_definition(bits, signed, rho, estimat
 
     def plain(x, step, sigma):
         n = torch.arange(low, high + 1, dtype=torch.float64)
-        mass = lambda a, b: torch.sigmoid((step * b - x[:, None]) / sigma) - torch.sigmoid((step * a - x[:, None]) / sigma)  # noqa: E731
+        mass = lambda a, b: (
+            torch.sigmoid((step * b - x[:, None]) / sigma) - torch.sigmoid((step * a - x[:, None]) / sigma)
+        )  # noqa: E731
         p = mass(n - 0.5, n + 0.5)
         if truncate:
             p = p / mass(torch.tensor([low - 0.5]), torch.tensor([high + 0.5]))
@@ -176,7 +178,9 @@ def test_a_weight_of_code_zero_has_no_gradient_by_argmax():
         kwargs = dict(bits=4, truncate=truncate)
         _, grads, _ = value_and_grads(qk.cpq, (x, torch.tensor([0.2]), torch.tensor([0.05])), kwargs)
         assert all((grad == 0).all() for grad in grads)
-    _, grads, _ = value_and_grads(qk.cpq, (x, torch.tensor([0.2]), torch.tensor([0.05])), dict(bits=4, estimator="full"))
+    _, grads, _ = value_and_grads(
+        qk.cpq, (x, torch.tensor([0.2]), torch.tensor([0.05])), dict(bits=4, estimator="full")
+    )
     assert (grads[0] != 0).all()
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import qkernels as qk
 from qkernels import backends
@@ -22,7 +24,7 @@ def randn(*shape, seed=0):
 def test_all_gates_open_is_cpq_on_the_symmetric_grid(bits, n, rho, backend):
     """Switching DropBits on changes no code; the gradient is that with truncate, since the gates' sum is the grid's mass."""
     step = torch.tensor([2.0 / 2**bits])
-    x = torch.cat([randn(1000), torch.arange(-2 ** (bits + 1), 2 ** (bits + 1) + 1) * (step / 2)])
+    x = torch.cat([randn(1000), torch.arange(-(2 ** (bits + 1)), 2 ** (bits + 1) + 1) * (step / 2)])
     tensors = (x, step, step / rho)
     want, grads, g = value_and_grads(qk.cpq, tensors, dict(bits=bits, symmetric=True, truncate=True))
     got, own, _ = value_and_grads(qk.cpq, (*tensors, torch.ones(n)), dict(bits=bits, backend=backend))
@@ -67,7 +69,10 @@ def test_the_reference_is_the_materialised_definition(bits, rho):
     """M pi / sum M pi with sigmoid differences for every code, in float64, where that is accurate: inside the grid."""
     top = 2 ** (bits - 1) - 1
     keep = torch.rand(bits - 1, generator=torch.Generator().manual_seed(2)).double() * 0.9 + 0.05
-    x, step = (torch.rand(500, generator=torch.Generator().manual_seed(0)).double() * 2 - 1) * top * 0.3, torch.tensor([0.3])
+    x, step = (
+        (torch.rand(500, generator=torch.Generator().manual_seed(0)).double() * 2 - 1) * top * 0.3,
+        torch.tensor([0.3]),
+    )
     tensors = (x, step.double(), (step / rho).double(), keep)
     n = torch.arange(-top, top + 1).double()
     level = torch.tensor([int(abs(v)).bit_length() for v in n])
@@ -124,7 +129,9 @@ def test_gates_of_a_seed_are_the_same_everywhere_and_differ_between_seeds():
         assert_same_bits(gates, qk.hard_concrete(logits, seed=seed), "torch's generator plays no part")
         assert not torch.equal(gates, qk.hard_concrete(logits, seed=seed + 1))
     assert_same_bits(
-        qk.hard_concrete(torch.zeros(5), seed=3), torch.tensor(PINNED), "the draws of a seed are a promise to checkpoints"
+        qk.hard_concrete(torch.zeros(5), seed=3),
+        torch.tensor(PINNED),
+        "the draws of a seed are a promise to checkpoints",
     )
 
 
@@ -155,7 +162,9 @@ def test_gates_of_neighboring_seeds_are_independent():
 def test_the_gradient_of_a_gate_is_that_of_the_unclamped_sample():
     logits = torch.linspace(-4, 4, 200, dtype=torch.float64)
     for training in (True, False):
-        _, (grad,), g = value_and_grads(lambda t, training=training: qk.hard_concrete(t, seed=11, training=training), [logits], {})
+        _, (grad,), g = value_and_grads(
+            lambda t, training=training: qk.hard_concrete(t, seed=11, training=training), [logits], {}
+        )
         gates = qk.hard_concrete(logits, seed=11, training=training).double()
         s = (gates + 0.1) / 1.2
         want = g.double() * 1.2 * s * (1 - s) * (1.5 if training else 1.0)
@@ -179,7 +188,9 @@ def test_a_tensor_seed_compiles_once():
     torch._dynamo.reset()
     fn = torch.compile(qk.hard_concrete, fullgraph=True, backend=counter)
     for seed in range(20):
-        assert_same_bits(fn(torch.zeros(3), seed=torch.tensor([seed])), qk.hard_concrete(torch.zeros(3), seed=seed), "compiled")
+        assert_same_bits(
+            fn(torch.zeros(3), seed=torch.tensor([seed])), qk.hard_concrete(torch.zeros(3), seed=seed), "compiled"
+        )
     assert counter.frame_count == 1
 
 
@@ -208,3 +219,161 @@ REFUSED = [
 def test_refuses_with_reason(call, exception, message):
     with pytest.raises(exception, match=message):
         call()
+
+
+# the module
+
+
+def layer(dropbits="bitwise", bits=4, **options):
+    torch.manual_seed(0)
+    return qk.nn.QuantLinear.from_float(nn.Linear(64, 24), weight=qk.CPQ(bits=bits, dropbits=dropbits, **options))
+
+
+def set_logits(quantizer, values):
+    with torch.no_grad():
+        quantizer.logits.copy_(torch.tensor(values))
+
+
+def grads(model, call, x):
+    model.zero_grad()
+    call(x).square().sum().backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def test_a_layer_draws_gates_once_a_step_and_none_in_eval_mode():
+    model, x = layer(), randn(3, 64)
+    quantizer = model.weight_quantizer
+    assert isinstance(quantizer, qk.nn.DropBitsQuantizer) and quantizer.logits.shape == (3,)
+    first = model(x)
+    assert torch.equal(model(x), first), "calls of one step share their gates"
+    grads(model, model, x)
+    seen = [quantizer.gates() for _ in range(1)]
+    for _ in range(6):
+        grads(model, model, x)
+        seen.append(quantizer.gates())
+    assert len({tuple(gates.tolist()) for gates in seen}) == 7, "each step draws anew"
+    model.eval()
+    before = quantizer.draws.clone()
+    assert torch.equal(model(x), model(x)) and torch.equal(quantizer.draws, before)
+    want = qk.cpq(
+        model.weight,
+        quantizer.step,
+        quantizer.sigma,
+        qk.hard_concrete(quantizer.logits, seed=0, training=False),
+        bits=4,
+    )
+    assert torch.equal(quantizer(model.weight), want)
+
+
+def test_a_resumed_run_draws_what_the_first_would_have_drawn():
+    def steps(model, count):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(count):
+            grads(model, model, randn(3, 64))
+            optimizer.step()
+
+    straight, first, second = layer(), layer(), layer()
+    steps(straight, 5)
+    steps(first, 3)
+    second.load_state_dict(first.state_dict())
+    steps(second, 2)
+    for a, b in zip(straight.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_recomputes_with_the_same_gates(reentrant):
+    x = randn(3, 64).requires_grad_()
+    plain, twin = layer(), layer()
+    want = grads(plain, lambda x: plain(x) + plain(2 * x), x)
+
+    def call(x):
+        return checkpoint(twin, x, use_reentrant=reentrant) + checkpoint(twin, 2 * x, use_reentrant=reentrant)
+
+    for a, b in zip(want, grads(twin, call, x), strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(plain.weight_quantizer.draws, twin.weight_quantizer.draws)
+
+
+def test_layers_draw_differently_and_runs_alike():
+    assert torch.equal(layer().weight_quantizer.draws, layer().weight_quantizer.draws)
+    torch.manual_seed(1)
+    other = qk.nn.QuantLinear.from_float(nn.Linear(64, 24), weight=qk.CPQ(bits=4, dropbits="bitwise"))
+    assert not torch.equal(layer().weight_quantizer.draws, other.weight_quantizer.draws)
+
+
+@pytest.mark.parametrize(
+    "dropbits, logits, bits",
+    [
+        ("bitwise", [3.0, 3.0, 3.0], 4),
+        ("bitwise", [3.0, 3.0, -5.0], 3),
+        ("bitwise", [3.0, -5.0, 0.0], 4),
+        ("bitwise", [0.1, -5.0, -5.0], 2),
+        ("bitwise", [-5.0, -5.0, -5.0], 1),
+        ("endpoints", [3.0, 1.0, 1.0, 1.0, -5.0, -5.0, -5.0], 4),
+        ("endpoints", [3.0, 1.0, 1.0, -5.0, -5.0, -5.0, -5.0], 3),
+        ("endpoints", [-5.0] * 7, 1),
+    ],
+)
+def test_a_layer_is_packed_at_the_width_it_learned(dropbits, logits, bits):
+    model = nn.Sequential(layer(dropbits))
+    set_logits(model[0].weight_quantizer, logits)
+    trained = model[0].eval().weight_quantizer(model[0].weight).detach()
+    assert model[0].weight_quantizer.effective_bits == bits
+    assert f"{bits} bits kept" in repr(model)
+    model.train()
+    report = qk.convert_(model)
+    assert report.layers[0].bits == report.layers[0].stored_bits == bits and report.exact
+    assert torch.equal(model[0].weight_lut.dequantize(), trained)
+
+
+def test_packing_leaves_the_mode_and_the_draws_alone():
+    model = layer()
+    before = model.weight_quantizer.draws.clone()
+    qk.nn.LutLinear.from_quant(model)
+    assert model.weight_quantizer.training and torch.equal(model.weight_quantizer.draws, before)
+
+
+def test_the_penalty_of_a_model_is_the_sum_over_its_layers():
+    model = nn.Sequential(layer(penalty=0.5), layer(penalty=0.25), nn.Linear(24, 24))
+    want = sum(m.weight_quantizer.config.penalty * qk.bit_penalty(m.weight_quantizer.logits) for m in model[:2])
+    torch.testing.assert_close(qk.penalty(model), want)
+    assert qk.penalty(nn.Linear(2, 2)).item() == 0
+    qk.penalty(model).backward()
+    assert (model[0].weight_quantizer.logits.grad > 0).all()
+
+
+def test_training_with_a_penalty_drops_levels():
+    """A weight of two magnitudes needs no outer level: its gates close, and the layer is packed narrower."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 24)
+    model = nn.Sequential(qk.nn.QuantLinear.from_float(linear, weight=qk.CPQ(bits=4, dropbits="bitwise", penalty=1.0)))
+    quantizer = model[0].weight_quantizer
+    optimizer = torch.optim.Adam([quantizer.logits], lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (1e-3 * model(randn(8, 64)).square().mean() + qk.penalty(model)).backward()
+        optimizer.step()
+    assert quantizer.effective_bits == 1
+    assert qk.convert_(model).layers[0].bits == 1
+
+
+def test_logits_and_sigma_are_held_in_range_and_come_back():
+    model = layer()
+    quantizer = model.weight_quantizer
+    set_logits(quantizer, [30.0, -30.0, 0.0])
+    torch.testing.assert_close(
+        quantizer.penalty() + qk.bit_penalty(torch.tensor([100.0, 0.01, 1.0]).log()),
+        qk.bit_penalty(quantizer._logits()),
+    )
+    (grad,) = torch.autograd.grad(quantizer._logits().sum(), quantizer.logits)
+    assert grad.tolist() == [1, 0, 1], "a descent on + leads back from above only"
+    config = qk.CPQ(bits=4, signed=True)
+    w, step = randn(1000), torch.tensor([0.2])
+    for sigma, rho in ((0.001, 20.0), (1.0, 0.5), (0.05, 4.0)):
+        _, got, g = value_and_grads(config.quantize, (w, step, torch.tensor([sigma])), {})
+        _, want, _ = value_and_grads(qk.cpq, (w, step, step / rho), dict(bits=4), g=g)
+        for a, b in zip(got[:2], want[:2], strict=True):
+            torch.testing.assert_close(a, b)
+        outward = (sigma < 0.2 / 20 and want[2] > 0) or (sigma > 0.2 / 0.5 and want[2] < 0)
+        torch.testing.assert_close(got[2], torch.zeros(1) if outward else want[2])

@@ -57,7 +57,7 @@ class DropBitsQuantizer(Quantizer):
         gates = hard_concrete(self._logits(), seed=self.draws)
         if gates.requires_grad:
             gates.register_hook(self._spend)
-        else:
+        elif not self.logits.requires_grad:  # frozen: no backward will tell
             self._spent = True
         return gates
 

@@ -25,7 +25,13 @@ def samples(device, dtype):
             yield (x, *(p.to(device) for p in parameters(P, g, n))), dict(bits=bits)
         # whole levels on and off, wide gaps, equal gates: codes are then those of the nearest level, half to even
         for rho in (0.5, 3.0, 20.0):
-            for keep in [torch.ones(n), torch.zeros(n), torch.full((n,), 0.3), torch.arange(n) % 2, 1 - torch.arange(n) % 2]:
+            for keep in [
+                torch.ones(n),
+                torch.zeros(n),
+                torch.full((n,), 0.3),
+                torch.arange(n) % 2,
+                1 - torch.arange(n) % 2,
+            ]:
                 step = torch.tensor([0.25], device=device)
                 yield (ties(device, dtype, 0.25), step, step / rho, keep.float().to(device)), dict(bits=bits)
 

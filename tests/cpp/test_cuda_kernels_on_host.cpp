@@ -6,6 +6,7 @@
 #include <vector>
 #include "check.h"
 #include "../../csrc/common/quant_kernels.cuh"
+#include "../../csrc/cpq/cpq.h"
 #include "../../csrc/lsq/lsq.h"
 #include "../../csrc/post/post.h"
 
@@ -77,6 +78,34 @@ static void run_two_parameters() {
   }
 }
 
+// The sums of cpq are of exponentials, so equal to the plain loop but for the order of adding.
+template <template <class> class Op>
+static void run_cpq(const CpqArgs& args, int64_t P, int64_t L) {
+  std::mt19937 random(unsigned(P * 1000 + L));
+  std::vector<float> x(P * L), g(P * L), y(P * L, NAN), dx(P * L, NAN), step(P), sigma(P);
+  for (auto& v : x) v = number(random);
+  for (auto& v : g) v = float(int(random() % 9) - 4);
+  for (auto& v : step) v = std::ldexp(1.0f, int(random() % 3) - 1);
+  for (int64_t p = 0; p < P; p++) sigma[p] = step[p] / float(1 + random() % 5);
+  const Blocks b = make_blocks(P, P * L);
+  const Params<2> params{{step.data(), sigma.data()}};
+  std::vector<float> partial(b.jobs * 2, NAN), grads(P * 2, NAN);
+  quant_forward<Op, float>(args, b, x.data(), params, y.data(), nullptr);
+  quant_backward<Op, float>(args, b, g.data(), x.data(), params, dx.data(), partial.data(), grads.data(), nullptr);
+  for (int64_t p = 0; p < P; p++) {
+    const Op<float> op(args, params.p, p);
+    float terms[2];
+    double sums[2] = {}, sizes[2] = {};
+    for (int64_t i = p * L; i < (p + 1) * L; i++) {
+      CHECK(y[i] == op.value(x[i]));
+      CHECK(dx[i] == op.grad(g[i], x[i], terms));
+      for (int k = 0; k < 2; k++) sums[k] += terms[k], sizes[k] += std::fabs(terms[k]);
+    }
+    // each of at most 32 + 8 + ceil(L / 8192) + ... additions in a chain rounds once
+    for (int k = 0; k < 2; k++) CHECK(std::fabs(grads[k * P + p] - sums[k]) <= 64 * 6e-8 * sizes[k]);
+  }
+}
+
 // More chunks than threads: every partial sum is added, once.
 static void run_long_reduction() {
   const Blocks b{600 * kChunk, 600, 2 * 600};
@@ -99,6 +128,10 @@ int main() {
       run<Lsq, half>({-2, 1}, P, L);
       run<Post, float>(post_args(7, true, true), P, L);
       run<Post, half>(post_args(8, false, false), P, L);
+      run_cpq<CpqArgmax>({-8, 7}, P, L);
+      run_cpq<CpqArgmaxTruncated>({0, 15}, P, L);
+      run_cpq<CpqFull>({-128, 127}, P, L);
+      run_cpq<CpqFullTruncated>({-8, 7}, P, L);
     }
   }
   std::printf("%d failures\n", failures);

@@ -57,7 +57,8 @@ class CPQ:
         calibration.check_granularity("CPQ", self.granularity)
         if self.signed is not None:
             calibration.check_flag("CPQ", "signed", self.signed)
-        op.grid("CPQ", self.bits, bool(self.signed or self.symmetric or self.dropbits), self.symmetric)
+        calibration.check_flag("CPQ", "symmetric", self.symmetric)
+        blocks.int_range("CPQ", self.bits, bool(self.signed or self.symmetric or self.dropbits))
         op.check_estimator("CPQ", self.estimator, self.truncate)
         if (self.symmetric or self.dropbits is not None) and self.signed is False:
             raise ValueError("CPQ: symmetric and dropbits must go with signed=True or None, got signed=False")
@@ -108,7 +109,9 @@ class CPQ:
         )
         return {"step": step, "sigma": step / 3}
 
-    def quantize(self, x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor | None = None, *, samples: int = 1) -> Tensor:
+    def quantize(
+        self, x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor | None = None, *, samples: int = 1
+    ) -> Tensor:
         """keep: with dropbits, the gates; without them no level is dropped."""
         low, high = self._grid()
         sigma = _near(sigma, step)

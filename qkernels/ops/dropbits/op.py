@@ -108,7 +108,9 @@ def hard_concrete(logits: Tensor, *, seed: int | Tensor, training: bool = True) 
         raise TypeError(f"hard_concrete: logits must be a float tensor, got {_kind(logits)}")
     if isinstance(seed, Tensor):
         if seed.numel() != 1 or seed.dtype != torch.int64:
-            raise TypeError(f"hard_concrete: seed must be an int64 tensor of one value, got {seed.dtype} {list(seed.shape)}")
+            raise TypeError(
+                f"hard_concrete: seed must be an int64 tensor of one value, got {seed.dtype} {list(seed.shape)}"
+            )
     elif isinstance(seed, bool) or not isinstance(seed, int | torch.SymInt):
         raise TypeError(f"hard_concrete: seed must be an int or an int64 tensor, got {type(seed).__name__}")
     elif seed < 0:
@@ -139,7 +141,9 @@ def bit_penalty(logits: Tensor) -> Tensor:
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise TypeError(f"bit_penalty: logits must be a float tensor, got {_kind(logits)}")
-    return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)) - _BETA * math.log(-_GAMMA / _ZETA)).sum()
+    return torch.sigmoid(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)) - _BETA * math.log(-_GAMMA / _ZETA)
+    ).sum()
 
 
 def _uniform(seed: int | Tensor, like: Tensor) -> Tensor:
