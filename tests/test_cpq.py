@@ -111,9 +111,11 @@ def test_the_reference_is_the_materialised_definition(bits, signed, rho, estimat
 
     def plain(x, step, sigma):
         n = torch.arange(low, high + 1, dtype=torch.float64)
-        mass = lambda a, b: (
-            torch.sigmoid((step * b - x[:, None]) / sigma) - torch.sigmoid((step * a - x[:, None]) / sigma)
-        )  # noqa: E731
+
+        def mass(a, b):
+            low, high = ((step * edge - x[:, None]) / sigma for edge in (a, b))
+            return torch.sigmoid(high) - torch.sigmoid(low)
+
         p = mass(n - 0.5, n + 0.5)
         if truncate:
             p = p / mass(torch.tensor([low - 0.5]), torch.tensor([high + 0.5]))

@@ -22,7 +22,7 @@ def randn(*shape, seed=0):
 @pytest.mark.parametrize("bits, n", [(2, 1), (3, 2), (3, 3), (4, 3), (4, 7), (8, 7)])
 @pytest.mark.parametrize("rho", [0.5, 3.0, 20.0])
 def test_all_gates_open_is_cpq_on_the_symmetric_grid(bits, n, rho, backend):
-    """Switching DropBits on changes no code; the gradient is that with truncate, since the gates' sum is the grid's mass."""
+    """Switching DropBits on changes no code; the gradient is that with truncate: the sum is the grid's mass."""
     step = torch.tensor([2.0 / 2**bits])
     x = torch.cat([randn(1000), torch.arange(-(2 ** (bits + 1)), 2 ** (bits + 1) + 1) * (step / 2)])
     tensors = (x, step, step / rho)
@@ -131,7 +131,7 @@ def test_gates_of_a_seed_are_the_same_everywhere_and_differ_between_seeds():
     assert_same_bits(
         qk.hard_concrete(torch.zeros(5), seed=3),
         torch.tensor(PINNED),
-        "the draws of a seed are a promise to checkpoints",
+        "a promise to checkpoints",
     )
 
 
@@ -206,13 +206,17 @@ def test_the_penalty_is_the_expected_number_of_levels():
 
 REFUSED = [
     (lambda: qk.hard_concrete([1.0], seed=0), TypeError, "hard_concrete: logits must be a float tensor, got list"),
-    (lambda: qk.hard_concrete(torch.ones(2).int(), seed=0), TypeError, "logits must be a float tensor, got torch.int32"),
+    (
+        lambda: qk.hard_concrete(torch.ones(2).int(), seed=0),
+        TypeError,
+        "logits must be a float tensor, got torch.int32",
+    ),
     (lambda: qk.hard_concrete(torch.ones(2), seed=0.5), TypeError, "seed must be an int or an int64 tensor, got float"),
     (lambda: qk.hard_concrete(torch.ones(2), seed=True), TypeError, "seed must be an int or an int64 tensor, got bool"),
-    (lambda: qk.hard_concrete(torch.ones(2), seed=torch.ones(2)), TypeError, r"int64 tensor of one value, got torch.float32 \[2\]"),
+    (lambda: qk.hard_concrete(torch.ones(2), seed=torch.ones(2)), TypeError, r"one value, got torch.float32 \[2\]"),
     (lambda: qk.hard_concrete(torch.ones(2), seed=-1), ValueError, "hard_concrete: seed must not be negative, got -1"),
-    (lambda: qk.bit_penalty(torch.ones(2).int()), TypeError, "bit_penalty: logits must be a float tensor, got torch.int32"),
-]  # fmt: skip
+    (lambda: qk.bit_penalty(torch.ones(2).int()), TypeError, "bit_penalty: logits must be a float tensor"),
+]
 
 
 @pytest.mark.parametrize(("call", "exception", "message"), REFUSED)

@@ -1,4 +1,4 @@
-"""cpq against the N x K tensor of category probabilities, as one writes it from the papers; with and without DropBits."""
+"""cpq against the N x K tensor of category probabilities, as written from the papers; also with DropBits."""
 
 from collections.abc import Iterator
 
