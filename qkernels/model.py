@@ -262,9 +262,9 @@ def penalty(model: nn.Module) -> Tensor:
 class ConvertedLayer:
     """One row of a report.
 
-    method: as trained. bits: as trained (learned widths: as learned); stored_bits: as packed. max_error: largest
-    |packed - float weight|. sqnr_db: 10 log10(sum w**2 / sum (packed - w)**2), inf without error. exact: the packed
-    weight equals the trained quantized weight to the bit (else ``convert_`` had raised).
+    method: as trained. bits: as trained, or as learned; stored_bits: as packed. max_error: largest |packed - float
+    weight|. sqnr_db: 10 log10(sum w**2 / sum (packed - w)**2), inf without error. exact: the packed weight equals the
+    trained quantized weight to the bit (else ``convert_`` had raised).
     """
 
     name: str

@@ -10,7 +10,7 @@ from qkernels import backends
 from qkernels.ops.cpq import op, reference
 from qkernels.testing.compare import assert_same_bits, value_and_grads
 
-EPS = torch.finfo(torch.float32).eps
+EPS, TINY = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).tiny
 ESTIMATORS = [("argmax", False), ("argmax", True), ("full", False), ("full", True)]
 BACKENDS = [b for b in backends.backends_of("cpq") if backends.refusal("cpq", b, torch.empty(0)) is None]
 getcontext().prec = 150  # S(a) - S(b) loses 87 digits where both are within e**-200 of 1
@@ -78,10 +78,10 @@ def test_gradients_are_relatively_right_far_off_the_grid(estimator, truncate, rh
             assert y.item() == (torch.tensor(float(k)) * step).item()
             if backend == "reference":
                 continue  # in float32 it is right to the size of its terms only
-            loss = EPS * 8 * (2 + t) / min(rho, 1)
-            assert abs(got[0].item() - dx) <= loss * abs(dx) + 1e-36, (bits, codes[i], got[0].item(), dx)
+            loss, least = EPS * 8 * (2 + t) / min(rho, 1), TINY * rho * (1 + rho + t)
+            assert abs(got[0].item() - dx) <= loss * abs(dx) + least, (bits, codes[i], got[0].item(), dx)
             for value, want, s in ((got[1], ds, size[1] + abs(k)), (got[2], dsigma, size[2])):
-                assert abs(value.item() - want) <= loss * s + 1e-36, (bits, codes[i], value.item(), want)
+                assert abs(value.item() - want) <= loss * s + least, (bits, codes[i], value.item(), want)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -92,14 +92,12 @@ def test_nothing_is_nan_and_the_side_is_right_5000_sigma_off(estimator, truncate
     far = torch.tensor([5000.0, 500.0, 100.0, 1e30, torch.inf])
     for bits in (2, 8):
         high = 2 ** (bits - 1) - 1
-        x, step, sigma = tensors(torch.cat([0.3 * (high + far / rho), -0.3 * (high + 2 + far / rho)]), 0.3, rho)
+        x, step, sigma = tensors(torch.cat([0.3 * (high + 0.5 + far / rho), -0.3 * (high + 1.5 + far / rho)]), 0.3, rho)
         kwargs = dict(bits=bits, estimator=estimator, truncate=truncate, backend=backend)
-        y, grads, g = value_and_grads(qk.cpq, (x, step, sigma), kwargs)
+        y, grads, _ = value_and_grads(qk.cpq, (x, step, sigma), kwargs)
         assert torch.equal(y, (torch.tensor([high] * 5 + [-high - 1] * 5) * step))
         assert all(grad.isfinite().all() for grad in grads)
-        assert (grads[0].abs() <= 1e-30 * g.abs() * rho * 256).all()
-        if backend != "reference":
-            assert (grads[0] == 0).all()
+        assert (grads[0] == 0).all() or backend == "reference"  # there the terms cancel to their rounding
 
 
 @pytest.mark.parametrize("estimator, truncate", ESTIMATORS)
@@ -113,9 +111,11 @@ def test_the_reference_is_the_materialised_definition(bits, signed, rho, estimat
 
     def plain(x, step, sigma):
         n = torch.arange(low, high + 1, dtype=torch.float64)
-        mass = lambda a, b: (
-            torch.sigmoid((step * b - x[:, None]) / sigma) - torch.sigmoid((step * a - x[:, None]) / sigma)
-        )  # noqa: E731
+
+        def mass(a, b):
+            low, high = ((step * edge - x[:, None]) / sigma for edge in (a, b))
+            return torch.sigmoid(high) - torch.sigmoid(low)
+
         p = mass(n - 0.5, n + 0.5)
         if truncate:
             p = p / mass(torch.tensor([low - 0.5]), torch.tensor([high + 0.5]))

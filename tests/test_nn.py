@@ -67,10 +67,11 @@ def test_a_quantized_linear_layer_is_linear_on_the_quantized_weight(method, gran
     layer = linear(config, dtype=dtype)
     x = randn(5, 64).to(dtype)
     P = {"tensor": 1, "row": 24, 32: 48}[granularity]
-    (parameter,) = layer.weight_quantizer.parameters()
-    assert parameter.shape == (P,) and parameter.dtype == dtype and (parameter > 0).all()
-    function = {qk.LSQ: qk.lsq, qk.POST: qk.post}[method]
-    weight = function(layer.weight, parameter, bits=4)
+    parameters = list(layer.weight_quantizer.parameters())
+    for parameter in parameters:
+        assert parameter.shape == (P,) and parameter.dtype == dtype and (parameter > 0).all()
+    function = {qk.LSQ: qk.lsq, qk.POST: qk.post, qk.CPQ: qk.cpq}[method]
+    weight = function(layer.weight, *parameters, bits=4)
     assert torch.equal(layer(x), F.linear(x, weight, layer.bias))
 
 
@@ -186,34 +187,34 @@ def test_more_levels_than_bits_hold_are_stored_one_width_up(grid, bits, stored):
 def test_the_start_has_no_more_error_than_the_papers(method, bits, shape):
     torch.manual_seed(0)
     x = torch.randn(16, 300) if shape == "normal" else torch.distributions.Laplace(0.0, 1.0).sample((16, 300))
-    if method is qk.LSQ:
-        config, paper = qk.LSQ(bits=bits, signed=True), 2 * x.abs().mean(1) / (2 ** (bits - 1) - 1) ** 0.5
+    if method is not qk.POST:
+        config, paper = method(bits=bits, signed=True), 2 * x.abs().mean(1) / (2 ** (bits - 1) - 1) ** 0.5
     else:
         config, paper = qk.POST(bits=bits), x.abs().sort(1).values[:, 296]  # the 297th of 300
-    (start,) = config.init(x, 16).values()
+    start, *others = config.init(x, 16).values()
 
     def error(parameter):
-        return (config.quantize(x, parameter) - x).square().sum(1)
+        return (config.quantize(x, parameter, *others) - x).square().sum(1)
 
     assert (error(start) <= error(paper) * 1.0001).all()  # a start tried as paper * 1.0 may differ in its last bit
-    if shape == "normal" and (method is qk.LSQ or bits < 4):
+    if shape == "normal" and (method is not qk.POST or bits < 4):
         assert error(start).sum() < 0.8 * error(paper).sum(), "the search found nothing"
 
 
 @pytest.mark.parametrize("method", ONE_STEP)
 def test_every_parameter_starts_positive(method):
     config = method(bits=4, granularity="row")
-    config = dataclasses.replace(config, signed=True) if method is qk.LSQ else config
+    config = dataclasses.replace(config, signed=True) if hasattr(config, "signed") else config
     x = randn(4, 64)
     x[1] = 0  # a row of zeros
     x[2, 1:] = 0  # a row of one value
-    (start,) = config.init(x, 4).values()
-    assert (start > 0).all() and start.isfinite().all()
-    (start,) = config.init(torch.zeros(4, 64), 4).values()
-    assert (start > 0).all() and (start < 1).all()
+    for start in config.init(x, 4).values():
+        assert (start > 0).all() and start.isfinite().all()
+    for start in config.init(torch.zeros(4, 64), 4).values():
+        assert (start > 0).all() and (start < 1).all()
     for size in (1e-30, 1e30):
-        (start,) = config.init(randn(4, 64) * size, 4).values()
-        assert (start > 0.01 * size).all() and (start < 10 * size).all()
+        for start in config.init(randn(4, 64) * size, 4).values():
+            assert (start > 0.01 * size).all() and (start < 10 * size).all()
 
 
 def test_an_activation_quantizer_takes_its_sign_and_step_from_the_first_batch():
@@ -545,7 +546,11 @@ def test_a_method_may_bring_its_own_module():
 
 
 def test_configs_go_through_json_and_are_values():
-    for config in (qk.LSQ(bits=3, signed=False, grad_scale=False), qk.POST(bits=2, granularity=64, grid="release")):
+    for config in (
+        qk.CPQ(bits=4, dropbits="bitwise", penalty=0.1),
+        qk.LSQ(bits=3, signed=False, grad_scale=False),
+        qk.POST(bits=2, granularity=64, grid="release"),
+    ):
         assert methods.from_dict(methods.to_dict(config)) == config
         assert hash(config) == hash(dataclasses.replace(config))
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -562,6 +567,45 @@ REFUSED = [
     (lambda: qk.LSQ(bits=4, granularity=0), ValueError, "group size >= 1, got 0"),
     (lambda: qk.LSQ(bits=4, granularity=1.5), TypeError, 'granularity must be "tensor", "row" or an int, got float'),
     (lambda: qk.LSQ(bits=4).quantize(randn(2, 4), torch.ones(1)), ValueError, "LSQ: signed must be decided"),
+    (lambda: qk.CPQ(bits=1, symmetric=True), ValueError, r"CPQ: bits must be between 2 and 8 \(signed\), got 1"),
+    (lambda: qk.CPQ(bits=4, granularity="col"), ValueError, "CPQ: granularity must be"),
+    (lambda: qk.CPQ(bits=4, signed=1), TypeError, "CPQ: signed must be a bool, got int"),
+    (lambda: qk.CPQ(bits=4, symmetric=1), TypeError, "CPQ: symmetric must be a bool, got int"),
+    (lambda: qk.CPQ(bits=4, estimator="ste"), ValueError, "CPQ: estimator must be argmax or full, got 'ste'"),
+    (lambda: qk.CPQ(bits=4, truncate=None), TypeError, "CPQ: truncate must be a bool, got NoneType"),
+    (lambda: qk.CPQ(bits=4, dropbits="bits"), ValueError, "dropbits must be None, bitwise or endpoints, got 'bits'"),
+    (
+        lambda: qk.CPQ(bits=4, symmetric=True, signed=False),
+        ValueError,
+        "dropbits must go with signed=True",
+    ),
+    (
+        lambda: qk.CPQ(bits=4, dropbits="bitwise", signed=False),
+        ValueError,
+        "dropbits must go with signed=True",
+    ),
+    (
+        lambda: qk.CPQ(bits=4, dropbits="bitwise", estimator="full"),
+        ValueError,
+        "must go with estimator='argmax'",
+    ),
+    (lambda: qk.CPQ(bits=4, dropbits="bitwise", penalty="1"), TypeError, "CPQ: penalty must be a float, got str"),
+    (
+        lambda: qk.CPQ(bits=4, dropbits="bitwise", penalty=-1.0),
+        ValueError,
+        "must be at least 0 and finite, got -1",
+    ),
+    (
+        lambda: qk.CPQ(bits=4, penalty=0.1),
+        ValueError,
+        "penalty must go with dropbits, got penalty=0.1",
+    ),
+    (lambda: linear(activation=qk.CPQ(bits=4, dropbits="bitwise")), ValueError, "dropbits must go with a weight"),
+    (
+        lambda: qk.CPQ(bits=4).quantize(randn(2, 4), torch.ones(1), torch.ones(1)),
+        ValueError,
+        "CPQ: signed must be decided",
+    ),
     (lambda: qk.POST(bits=1), ValueError, "post: bits must be between 2 and 8"),
     (lambda: qk.POST(bits=4, grid="log"), ValueError, "post: grid must be one of"),
     (lambda: qk.POST(bits=8, grid="release"), ValueError, "POST: a code must fit 8 bits, got 257 levels"),

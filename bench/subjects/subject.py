@@ -23,6 +23,7 @@ class Subject:
     shape: tuple[int, ...] | None = None  # of x; None: a row of 2**20 elements, or what the device's run takes
     kernels: str = ""  # the op on whose kernels it runs, if it has none of its own
     heavy: bool = False  # eager needs N x K: beyond 2**23 elements only ours is measured
+    slow: bool = False  # an eager pass takes a second: fewer rounds
     soft: bool = False  # values that an exponential enters: they agree to rounding, not to the bit
 
 

@@ -7,7 +7,8 @@
 // Everything is worked out for |x|, and relative to the nearest level that is not dropped: with m its distance in codes,
 //   Phi e**(rho m) = (1 - e**-(w rho)) / (e**-(rho m) (1 + e**-(w rho)) + A + B)
 // for a run of width w, A and B the odds e**(rho (distance - m)) of x being right of it and left of it. So a wide gap of
-// dropped levels leaves ratios of ordinary numbers.
+// dropped levels leaves ratios of ordinary numbers. Where the grid is not too wide in sigma, the odds of all edges are
+// products of two exponentials of the element with constants of the block; elsewhere each takes its own exponential.
 #pragma once
 #include "../common/functions.h"
 
@@ -19,13 +20,22 @@ constexpr float kDropBitsFar = 85.0f;  // sigma off the grid, from where dx is 0
 // Level k >= 1 of the bitwise sharing is 2**(k - 1) .. 2**k - 1, of the endpoints sharing the one magnitude k.
 struct DropBitsArgs { float top; int levels; bool bitwise; };  // largest code; levels, with that of 0
 
-struct DropBitsLevel { float low, high, keep, width, wide, mass, slope; };  // wide: e**-(w rho), mass: 1 - wide, slope: w / (2 mass)
+constexpr float kDropBitsProducts = 60.0f;  // sigma from 0 to the end of the grid, for products: e**-87 is 0 in float32
+
+struct DropBitsEdge { float at, down, up; };  // in codes, e**-(rho at), e**(rho at)
+
+struct DropBitsLevel {
+  float low, high, keep;
+  float wide, mass, slope;         // of its runs, with w their width: e**-(w rho), 1 - that, w / (2 mass)
+  DropBitsEdge first[2], last[2];  // the edges of its smallest and of its largest magnitude
+};
 
 template <class V>
 struct DropBits {
   using Args = DropBitsArgs;  // the parameters are step [P], sigma [P] and the gates [levels - 1]
   V s, s_high, s_low, per_s, rho, top, reach;
   int levels;
+  bool products;
   DropBitsLevel level[kMaxLevels];
 
   QK_HD DropBits(const Args& a, const float* const* params, int64_t p) : top(a.top), levels(a.levels) {
@@ -34,22 +44,41 @@ struct DropBits {
     const float high = (step + shift) - shift;  // 12 bits: its product with a code is exact
     const float r = step / sigma;
     s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(r), reach = V(0.5f + kDropBitsFar / r);
+    products = r * (a.top + 0.5f) <= kDropBitsProducts;
     for (int k = 0; k < levels; k++) {
       const int low = k == 0 ? 0 : a.bitwise ? 1 << (k - 1) : k, last = k == 0 ? 0 : a.bitwise ? (1 << k) - 1 : k;
       const float w = float(last - low + 1), mass = -exponential_minus_one(-(w * r));
-      level[k] = {float(low), float(last), k == 0 ? 1.0f : keep[k - 1], w, 1.0f - mass, mass, w / (2.0f * mass)};
+      level[k] = {float(low), float(last), k == 0 ? 1.0f : keep[k - 1], 1.0f - mass, mass, w / (2.0f * mass), {}, {}};
+      for (int side = 0; side < 2; side++) {
+        level[k].first[side] = edge(float(low + side) - 0.5f, r);
+        level[k].last[side] = edge(float(last + side) - 0.5f, r);
+      }
     }
   }
 
   // What is 40 sigma further off than the nearest level adds nothing; larger odds would lead to denormal numbers.
   QK_HD V odds(V distance) const { return exponential(at_most(rho * distance, V(40.0f))); }
+  QK_HD V product(V a, float b) const { return at_most(a * V(b), V(2.35385e17f)); }  // e**40
+
+  QK_HD static DropBitsEdge edge(float at, float r) { return {at, exponential(-(r * at)), exponential(r * at)}; }
 
   struct Choice {
     V nearest, r;    // the nearest code to |x|, and |x| / s less that
     V m, e0;         // distance to the nearest level that is not dropped, in codes, and e**-(rho m)
+    V up, down;      // e**(rho (|x| / s - m)) and e**-(rho (|x| / s + m)), for products
     V code, keep;    // what is chosen, and its gate
     V right, left;   // the odds A and B of the code
   };
+
+  // The odds of |x| being right of an edge, and left of it; mirror: of the edge's mirror image.
+  QK_HD V right_of(const Choice& c, const DropBitsEdge& e, bool mirror) const {
+    if (products) return product(c.up, mirror ? e.up : e.down);
+    return odds(((c.nearest - V(mirror ? -e.at : e.at)) + c.r) - c.m);
+  }
+  QK_HD V left_of(const Choice& c, const DropBitsEdge& e, bool mirror) const {
+    if (products) return product(c.down, mirror ? e.down : e.up);
+    return odds(((V(mirror ? -e.at : e.at) - c.nearest) - c.r) - c.m);
+  }
 
   // The candidate of each level is its code nearest to x. Among equal gates the nearest wins, half to even, as without gates.
   QK_HD Choice choose(V x) const {
@@ -64,13 +93,25 @@ struct DropBits {
       c.m = at_most(c.m, at_least(d - half, zero));
     }
     c.e0 = exponential(zero - rho * c.m);
+    if (products) {
+      const V at = rho * (c.nearest + c.r), shift = rho * c.m;
+      c.up = exponential(at - shift), c.down = exponential(zero - (at + shift));
+    }
+    const V near_right = odds((c.r - half) - c.m), near_left = odds(zero - ((c.r + half) + c.m));
     const V floor = c.e0 * V(1.0f + level[0].wide);
     V distance, total;
     for (int k = 0; k < levels; k++) {
       if (!(level[k].keep > 0.0f)) continue;
-      const V n = clamp(c.nearest, V(level[k].low), V(level[k].high)), keep = V(level[k].keep);
-      const V d = absolute((c.nearest - n) + c.r);
-      const V right = odds((d - half) - c.m), left = odds(zero - ((d + half) + c.m));
+      const DropBitsLevel& l = level[k];
+      const V n = clamp(c.nearest, V(l.low), V(l.high)), keep = V(l.keep), off = (c.nearest - n) + c.r, d = absolute(off);
+      const auto before = c.nearest < V(l.low), after = c.nearest > V(l.high);
+      V right, left;
+      if (products) {
+        right = select(before, right_of(c, l.first[1], false), select(after, right_of(c, l.last[1], false), near_right));
+        left = select(before, left_of(c, l.first[0], false), select(after, left_of(c, l.last[0], false), near_left));
+      } else {
+        right = odds((off - half) - c.m), left = odds(zero - ((off + half) + c.m));
+      }
       const V sum = floor + (right + left);
       if (k == 0) {
         c.code = n, c.keep = keep, c.right = right, c.left = left, distance = d, total = sum;
@@ -104,27 +145,26 @@ struct DropBits {
       const V floor = c.e0 * V(1.0f + l.wide);
       V mass(0.0f);
       for (int side = 0; side < (k ? 2 : 1); side++) {  // the run that |x| may be in, and its mirror image
-        const float a = side ? -l.high : l.low, b = side ? -l.low : l.high;
-        const V right = odds(((c.nearest - V(b + 0.5f)) + c.r) - c.m);
-        const V left = odds(((V(a - 0.5f) - c.nearest) - c.r) - c.m);
+        const bool mirror = side == 1;
+        const V right = right_of(c, mirror ? l.first[0] : l.last[1], mirror);
+        const V left = left_of(c, mirror ? l.last[1] : l.first[0], mirror);
+        const float center = (mirror ? -0.5f : 0.5f) * (l.low + l.high);
         const V inverse = one / (floor + (right + left)), weight = V(l.keep * l.mass) * inverse;
         const V both = right + left, pull = (left - right) * inverse;  // d log mass / d(x / sigma); 1 + it has no cancellation
         mass = mass + weight;
         toward = toward + weight * ((floor + (left + left)) * inverse);
         slope = slope + weight * (V(l.slope) * ((V(4.0f * l.wide) * c.e0 + V(1.0f + l.wide) * both) * inverse)
-                                  - (V((a + b) * 0.5f) - c.code) * pull);
+                                  - (V(center) - c.code) * pull);
       }
       masses[k] = mass;
       D = D + mass;
     }
     const float wide = level[0].wide;
     const V floor = c.e0 * V(1.0f + wide);
-    // choose() took |off|: right of the code is left of it where off < 0
-    const V right = select(off < zero, c.left, c.right), left = select(off < zero, c.right, c.left);
-    const V inverse = one / (floor + (right + left)), per_D = one / D;
+    const V inverse = one / (floor + (c.right + c.left)), per_D = one / D;
     const V q = c.keep * ((V(level[0].mass) * inverse) * per_D);
-    V X = (floor + (left + left)) * inverse - toward * per_D;
-    const V Y = V(level[0].slope) * ((V(4.0f * wide) * c.e0 + V(1.0f + wide) * (right + left)) * inverse) - slope * per_D;
+    V X = (floor + (c.left + c.left)) * inverse - toward * per_D;
+    const V Y = V(level[0].slope) * ((V(4.0f * wide) * c.e0 + V(1.0f + wide) * (c.right + c.left)) * inverse) - slope * per_D;
     X = select(absolute(c.r) < reach, X, zero);
     const V n = select(x < zero, zero - c.code, c.code), gain = q * rho;
     terms[0] = g * n + (g * n) * (gain * (Y - c.code * X));

@@ -19,11 +19,11 @@ _LOGITS = (math.log(1e-2), math.log(1e2))  # as in the code of arXiv:1712.01312
 class DropBitsQuantizer(Quantizer):
     """``Quantizer`` with the gates of ``qkernels.CPQ(dropbits=...)``: one more parameter, ``logits``.
 
-    In training mode the gates are drawn from ``logits``, once a step: the first call after a backward draws anew, and a
-    call from inside a backward (activation checkpointing) gets the gates that it is to recompute. The buffer ``draws``
-    (int64 [1]) is the seed of the present ones; it starts from the weight, so that layers differ and runs agree, goes up
-    by one a draw, and is in the state dict, so that a run that is resumed draws what it would have drawn. In a compiled
-    graph each call draws.
+    In training mode the gates are drawn from ``logits``, once a step: the first call after a backward draws anew, and
+    a call from inside a backward (activation checkpointing) gets the gates that it is to recompute. The buffer
+    ``draws`` (int64 [1]) is the seed of the present ones; it starts from the weight, so that layers differ and runs
+    agree, goes up by one a draw, and is in the state dict, so that a run that is resumed draws what it would have
+    drawn. In a compiled graph each call draws.
 
     In eval mode the gates are those without noise, and so are ``harden``, ``effective_bits`` and what is packed.
     """
@@ -57,7 +57,7 @@ class DropBitsQuantizer(Quantizer):
         gates = hard_concrete(self._logits(), seed=self.draws)
         if gates.requires_grad:
             gates.register_hook(self._spend)
-        else:
+        elif not self.logits.requires_grad:  # frozen: no backward will tell
             self._spent = True
         return gates
 

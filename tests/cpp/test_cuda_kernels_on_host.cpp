@@ -6,6 +6,7 @@
 #include <vector>
 #include "check.h"
 #include "../../csrc/common/quant_kernels.cuh"
+#include "../../csrc/cpq/cpq.h"
 #include "../../csrc/daq/daq.h"
 #include "../../csrc/lsq/lsq.h"
 #include "../../csrc/post/post.h"
@@ -149,6 +150,31 @@ static void run_soft_assign(int64_t P, int64_t L, int64_t K) {
       const float got = k < K ? dq[p * K + k] : dt[p];
       CHECK(sums[k] != sums[k] ? got != got : std::fabs(got - sums[k]) <= 64 * 6e-8 * sizes[k]);  // at most 64 additions in a row
     }
+// The sums of cpq are of exponentials, so equal to the plain loop but for the order of adding.
+template <template <class> class Op>
+static void run_cpq(const CpqArgs& args, int64_t P, int64_t L) {
+  std::mt19937 random(unsigned(P * 1000 + L));
+  std::vector<float> x(P * L), g(P * L), y(P * L, NAN), dx(P * L, NAN), step(P), sigma(P);
+  for (auto& v : x) v = number(random);
+  for (auto& v : g) v = float(int(random() % 9) - 4);
+  for (auto& v : step) v = std::ldexp(1.0f, int(random() % 3) - 1);
+  for (int64_t p = 0; p < P; p++) sigma[p] = step[p] / float(1 + random() % 5);
+  const Blocks b = make_blocks(P, P * L);
+  const Params<2> params{{step.data(), sigma.data()}};
+  std::vector<float> partial(b.jobs * 2, NAN), grads(P * 2, NAN);
+  quant_forward<Op, float>(args, b, x.data(), params, y.data(), nullptr);
+  quant_backward<Op, float>(args, b, g.data(), x.data(), params, dx.data(), partial.data(), grads.data(), nullptr);
+  for (int64_t p = 0; p < P; p++) {
+    const Op<float> op(args, params.p, p);
+    float terms[2];
+    double sums[2] = {}, sizes[2] = {};
+    for (int64_t i = p * L; i < (p + 1) * L; i++) {
+      CHECK(y[i] == op.value(x[i]));
+      CHECK(dx[i] == op.grad(g[i], x[i], terms));
+      for (int k = 0; k < 2; k++) sums[k] += terms[k], sizes[k] += std::fabs(terms[k]);
+    }
+    // a chain of at most 32 (one thread of a job) + 5 + 8 (a block) + 1 + 5 + 8 (the jobs) additions, each of which rounds once
+    for (int k = 0; k < 2 && L; k++) CHECK(std::fabs(grads[k * P + p] - sums[k]) <= 64 * 6e-8 * sizes[k]);
   }
 }
 
@@ -178,6 +204,10 @@ int main() {
       run<Post, float>(post_args(7, true, true), P, L);
       run<Post, half>(post_args(8, false, false), P, L);
       if (L <= 8193 && simt::order != simt::kShuffled) run_soft_assign<float>(P, L, 2 + L % 7);
+      run_cpq<CpqArgmax>({-8, 7}, P, L);
+      run_cpq<CpqArgmaxTruncated>({0, 15}, P, L);
+      run_cpq<CpqFull>({-128, 127}, P, L);
+      run_cpq<CpqFullTruncated>({-8, 7}, P, L);
     }
     for (int64_t K : {32, 33, 256}) run_soft_assign<half>(2, 300, K);
   }

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qkernels.ops import calibration
+from qkernels.ops import blocks, calibration
 from qkernels.ops.grids import Hardened
 from qkernels.ops.ste import clamp_pulling_back
 
@@ -19,10 +19,10 @@ _RHO = (0.5, 20.0)  # step / sigma: left free it was seen to drift to hundreds, 
 
 @dataclass(frozen=True, kw_only=True)
 class CPQ:
-    """Cluster-promoting quantization, with or without DropBits (Lee et al. 2021, arXiv:2109.02100); see ``qkernels.cpq``.
+    """Cluster-promoting quantization, also with DropBits (Lee et al. 2021, arXiv:2109.02100); see ``qkernels.cpq``.
 
-    The layer trains step and sigma, with step / sigma kept between 0.5 and 20: outside, sigma has only the gradient that
-    leads back.
+    The layer trains step and sigma, with step / sigma kept between 0.5 and 20: outside, sigma has only the gradient
+    that leads back.
 
     Args:
         bits: 2 to 8 (unsigned: 1 to 8).
@@ -34,8 +34,8 @@ class CPQ:
         symmetric: leaves out the most negative code, so that dropbits changes nothing else.
         dropbits: None | "bitwise" (a gate for each bit) | "endpoints" (one for each magnitude): gates that are trained,
             and drawn anew for each step of training. Weights only; see ``qkernels.nn.DropBitsQuantizer``.
-        penalty: with dropbits, what ``qkernels.penalty`` charges for each level that is expected to be kept. The paper's
-            value is not known.
+        penalty: with dropbits, what ``qkernels.penalty`` charges for each level that is expected to be kept. The
+            paper's value is not known.
 
     Raises:
         TypeError, ValueError: an option is not as above.
@@ -61,7 +61,8 @@ class CPQ:
         calibration.check_granularity("CPQ", self.granularity)
         if self.signed is not None:
             calibration.check_flag("CPQ", "signed", self.signed)
-        op.grid("CPQ", self.bits, bool(self.signed or self.symmetric or self.dropbits), self.symmetric)
+        calibration.check_flag("CPQ", "symmetric", self.symmetric)
+        blocks.int_range("CPQ", self.bits, bool(self.signed or self.symmetric or self.dropbits))
         op.check_estimator("CPQ", self.estimator, self.truncate)
         if (self.symmetric or self.dropbits is not None) and self.signed is False:
             raise ValueError("CPQ: symmetric and dropbits must go with signed=True or None, got signed=False")

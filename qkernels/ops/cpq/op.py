@@ -73,10 +73,11 @@ def cpq(
     each as a closed form: no tensor has a dimension for the codes, and the cost does not grow with their number. With
     "argmax" a weight of code 0 gets no gradient; far off the grid (85 sigma) no weight does.
 
-    keep: DropBits. Gates of levels, groups of codes +-n, on the symmetric grid; 0 is always kept. ``[bits - 1]``, bitwise
-    sharing: gate j is of ``2**j <= |n| < 2**(j + 1)``. ``[2**(bits-1) - 1]``, endpoints sharing: gate j is of
-    ``|n| = j + 1``. (At 2 bits the two are one.) The code is the one with the largest ``keep * pi``, the probability
-    that gets the gradient ``keep_k pi_k / sum_n keep_n pi_n``. A gate of exactly 0 drops its level, and gets no gradient.
+    keep: DropBits. Gates of levels, groups of codes +-n, on the symmetric grid; 0 is always kept. ``[bits - 1]``,
+    bitwise sharing: gate j is of ``2**j <= |n| < 2**(j + 1)``. ``[2**(bits-1) - 1]``, endpoints sharing: gate j is of
+    ``|n| = j + 1``. (At 2 bits the two are one.) The code is the one with the largest ``keep * pi``, and the
+    probability that gets the gradient is ``keep_k pi_k / sum_n keep_n pi_n``. A gate of exactly 0 drops its level, and
+    gets no gradient. Two codes whose ``keep * pi`` agree to rounding may be chosen either way by another backend.
 
     Args:
         x: any shape, float32 | float16 | bfloat16; computed in float32 whatever the dtype.

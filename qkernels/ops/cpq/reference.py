@@ -24,7 +24,7 @@ def cpq(x: Tensor, step: Tensor, sigma: Tensor, qmin: int, qmax: int, full: bool
     v = torch.maximum(torch.minimum(v, (n[-1] * s).detach() + far), (n[0] * s).detach() - far)
 
     def log_mass(low: Tensor, high: Tensor) -> Tensor:
-        """log(S(high) - S(low)) for edges low < high in codes: S(high) - S(low) = S(high) S(-low) (1 - e**(low - high))."""
+        """log(S(high) - S(low)) for edges low < high in codes; it is log(S(high) S(-low) (1 - e**(low - high)))."""
         a, b = (s[..., None] * edge - v[..., None] for edge in (low, high))
         width = (s * (high - low)[:1] / sigma)[..., None]
         return logsigmoid(b / sigma[..., None]) + logsigmoid(-a / sigma[..., None]) + torch.log(-torch.expm1(-width))

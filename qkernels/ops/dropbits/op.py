@@ -10,8 +10,8 @@ from qkernels.ops.function import call
 
 from . import reference
 
-# The hard concrete distribution (Louizos et al. 2018, arXiv:1712.01312): its temperature, and the interval that a sigmoid
-# is stretched to before it is clamped to [0, 1].
+# The hard concrete distribution (Louizos et al. 2018, arXiv:1712.01312): its temperature, and the interval that a
+# sigmoid is stretched to before it is clamped to [0, 1].
 _BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1
 
 _fwd = backends.define(
@@ -127,8 +127,8 @@ def hard_concrete(logits: Tensor, *, seed: int | Tensor, training: bool = True) 
 def bit_penalty(logits: Tensor) -> Tensor:
     """The expected number of levels that are kept: ``sum(sigmoid(logits - 2/3 log(0.1 / 1.1)))``, a scalar.
 
-    The chance of each gate of ``hard_concrete`` not to be 0, added up; times a factor of your choice it is what the task
-    loss gets to learn bit-widths (``qkernels.penalty`` for a whole model).
+    The chance of each gate of ``hard_concrete`` not to be 0, added up; times a factor of your choice it is what the
+    task loss gets to learn bit-widths (``qkernels.penalty`` for a whole model).
 
     Args:
         logits: any shape, float.

@@ -60,11 +60,11 @@ CASE = Case(
     bwd_args=lambda bits: (bits,),
     samples=samples,
     errors=errors,
-    # x: a code times rho / 4, rho about 20 at most where it matters; step: two codes; sigma: a code times rho**2; a gate
-    # a code times the step over the smallest gate
+    # x: a code times rho / 4, rho about 20 at most where it matters; step: two codes; sigma: a code times rho**2;
+    # a gate: a code times the step over the smallest gate
     operand=lambda bits: (2.0**bits * 5, 4.0**bits * 5, 2.0**bits * 100, 2.0**bits * 0.3 / 0.05),
     harden=lambda *tensors, bits: qk.harden("cpq", *tensors, bits=bits),
-    parameters=lambda P: (torch.ones(P), torch.full((P,), 0.3), torch.tensor([1.0, 0.8, 0.6])),
+    parameters=lambda P: (torch.ones(P), torch.full((P,), 0.5), torch.tensor([1.0, 0.8, 0.6])),
     shared=(3,),
     positive=(1, 2),
     soft_grad=True,
