@@ -73,6 +73,15 @@ def test_hard_is_the_nearest_level_and_half_way_the_lower(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_temperature_that_is_not_positive_shows_in_its_block(backend, hard):
+    """Also where y does not depend on it: the gradients would."""
+    x, t = randn(4, 9), torch.tensor([2.0, 0.0, -1.0, torch.nan])
+    y = qk.soft_assign(x, LEVELS, t, hard=hard, backend=backend)
+    assert y.isnan().all(1).tolist() == [False, True, True, True] and not y[0].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_growing_temperature_leads_to_the_nearest_level(backend):
     x = randn(4000)
     middle = (LEVELS[1:] + LEVELS[:-1]) / 2

@@ -10,7 +10,8 @@ struct ChannelErrorArgs {
 };
 
 struct ChannelErrorKernels {
-  // Long runs of one channel, x [rows, L] cut as blocks.h says: jobs [begin, end) of partial [jobs, 3].
+  // Long runs of one channel, x [rows, L] cut as blocks.h says: jobs [begin, end) are added to
+  // partial [jobs, 3].
   void (*runs[3])(const ChannelErrorArgs&, const Blocks&, int64_t begin, int64_t end, const void* x, double* partial);
   // Channels side by side, x [rows, width]: a group is `group` rows; groups [begin, end) are added
   // to partial [groups, 3, width].

@@ -15,22 +15,26 @@ QK_IN void add(Sums& s, const qk::ChannelErrorArgs& args, F x) {
   s.u = s.u + k * k;
 }
 
+constexpr int64_t kRows = 32;  // terms that a lane adds in float32 before the sum goes on in double: all have one sign
+
 template <class T>
 void runs(const qk::ChannelErrorArgs& args, const qk::Blocks& b, int64_t begin, int64_t end, const void* x, double* partial) {
   for (int64_t job = begin; job < end; job++) {
     const int64_t start = job % b.chunks * qk::kChunk, n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
     const T* in = static_cast<const T*>(x) + job / b.chunks * b.L + start;
-    Sums s{F(0.0f), F(0.0f), F(0.0f)};
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) add(s, args, load(in + i));
-    if (i < n) add(s, args, load_part(in + i, n - i));  // a missing lane is 0, and so is its code
-    partial[job * 3] = sum(s.a);
-    partial[job * 3 + 1] = sum(s.t);
-    partial[job * 3 + 2] = sum(s.u);
+    double* out = partial + job * 3;
+    for (int64_t first = 0; first < n; first += kRows * kLanes) {
+      const int64_t stop = first + kRows * kLanes < n ? first + kRows * kLanes : n;
+      Sums s{F(0.0f), F(0.0f), F(0.0f)};
+      int64_t i = first;
+      for (; i + kLanes <= stop; i += kLanes) add(s, args, load(in + i));
+      if (i < stop) add(s, args, load_part(in + i, stop - i));  // a missing lane is 0, and so is its code
+      out[0] += sum(s.a);
+      out[1] += sum(s.t);
+      out[2] += sum(s.u);
+    }
   }
 }
-
-constexpr int64_t kRows = 32;  // added in float32 before a sum goes on in double
 
 // Sixteen columns, or n of them, down the rows of one group.
 template <bool part, class T>

@@ -1,7 +1,6 @@
 """The quantizers of ``qkernels.DQ``: a learned codebook for weights, a step that balances channels for activations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -75,13 +74,14 @@ class CodebookQuantizer(Quantizer):
         return None if self.config.granularity == "tensor" else self.scale
 
 
-@dataclass(frozen=True)
 class _Step:
     """What ``Quantizer`` asks of a method, for the step of a balanced activation quantizer."""
 
-    config: DQ
     parameters: ClassVar[tuple[str, ...]] = ("step",)
     positive: ClassVar[tuple[str, ...]] = ("step",)
+
+    def __init__(self, config: DQ) -> None:
+        self.config = config
 
     def init(self, x: Tensor, P: int) -> dict[str, Tensor]:
         """The step of least objective among many from the largest |x| down, made better for its own codes."""
