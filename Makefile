@@ -44,7 +44,7 @@ $(VENV)/.ready: constraints.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.ready $(native)
-	@echo "[3/3] building the kernels (half a minute)"
+	@echo "[3/3] building the kernels (two minutes on two cores)"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e . \
 	  || { echo "the build failed; see the messages above"; exit 1; }
 	@touch $@

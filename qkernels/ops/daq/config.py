@@ -60,6 +60,8 @@ class DAQ:
     role: str | None = None
 
     positive: ClassVar[tuple[str, ...]] = ("scale",)
+    # "standardized" takes the mean off each row, which a net with batch norm does not see, and one without does
+    presets: ClassVar[dict[str, dict]] = {"DAQ": {"granularity": "row", "variant": "scale"}}
 
     def __post_init__(self) -> None:
         for key, known in (("variant", _VARIANTS), ("role", (None, *_ROLES))):
