@@ -54,14 +54,16 @@ def test_import_needs_torch_and_safetensors_only():
 
 
 def test_import_costs_under_100_ms_beyond_torch():
-    out = python("""
+    """The best of three new processes: what else runs on the machine only adds."""
+    source = """
         import time
         import torch, safetensors
         start = time.process_time()
         import qkernels
         print(time.process_time() - start)
-    """)
-    assert float(out) < 0.1, f"{float(out):.3f} s"
+    """
+    seconds = min(float(python(source)) for _ in range(3))
+    assert seconds < 0.1, f"{seconds:.3f} s"
 
 
 def test_importing_the_ops_again_is_harmless():

@@ -28,7 +28,7 @@ ELEMENTS = {
     "soft_assign.soft_assign_fwd_kernel": 1024,
     "soft_assign.soft_assign_bwd_kernel": 1024,
 }
-INTEGERS = ("P", "L", "columns", "K", "C", "inner", "n")
+INTEGERS = ("P", "L", "columns", "K", "C", "inner", "total")
 # parameters and sums are float32 whatever x is
 FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "lower_ptr", "upper_ptr", "dlower_ptr", "dupper_ptr", "dscale_ptr",
            "levels_ptr", "temperature_ptr")  # fmt: skip

@@ -163,6 +163,9 @@ static void run_soft_assign(int64_t P, int64_t L, int64_t K) {
       const float got = k < K ? dq[p * K + k] : dt[p];
       CHECK(sums[k] != sums[k] ? got != got : std::fabs(got - sums[k]) <= 64 * 6e-8 * sizes[k]);  // at most 64 additions in a row
     }
+  }
+}
+
 // The sums of cpq are of exponentials, so equal to the plain loop but for the order of adding.
 template <template <class> class Op>
 static void run_cpq(const CpqArgs& args, int64_t P, int64_t L) {
