@@ -1,4 +1,8 @@
-"""CPQ in Triton: a program per tile of blocks x elements. The maths is explained in csrc/cpq/cpq.h."""
+"""CPQ in Triton: a program per tile of blocks x elements. The maths is explained in csrc/cpq/cpq.h.
+
+The odds e**t come from tl.exp. On a GPU that is 2**(t log2(e)), off by |t| / 2 roundings and 2 more; t itself is off by
+up to 3 |t|, from rho * (r - 1/2).
+"""
 
 import torch
 import triton
@@ -14,15 +18,8 @@ _ELEMENTS = 512  # a program of the backward: with 1024 it needs more registers 
 
 
 @triton.jit
-def _pow2(n):
-    """2**n for a whole n in [-126, 127]."""
-    return (((n + 12582912.0).to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _reduced(v):
-    """e**r - 1 and n, where v = n ln 2 + r, as csrc/common/functions.h has it. tl.exp is another function on a GPU,
-    to fewer digits, than in the interpreter, where it is tested."""
+def _expm1(v):
+    """e**v - 1 for v <= 88, also near 0; as csrc/common/functions.h has it."""
     c = clamp(v, -87.3, 88.0)
     n = round_even(c * 1.44269504088896341)
     r = (c - n * 0.693359375) + n * 2.12194440e-4
@@ -31,22 +28,8 @@ def _reduced(v):
     p = p * r + 4.1665795894e-2
     p = p * r + 1.6666665459e-1
     p = p * r + 5.0000001201e-1
-    return p * (r * r) + r, n
-
-
-@triton.jit
-def _exp(v):
-    """e**v for v <= 88; 0 below -87.3; a NaN stays."""
-    y, n = _reduced(v)
-    return tl.where(v < -87.3, 0.0, (y + 1.0) * _pow2(n))
-
-
-@triton.jit
-def _expm1(v):
-    """e**v - 1, also near 0."""
-    y, n = _reduced(v)
-    power = _pow2(n)
-    return y * power + (power - 1.0)
+    power = (((n + 12582912.0).to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)  # 2**n
+    return (p * (r * r) + r) * power + (power - 1.0)
 
 
 @triton.jit
@@ -62,8 +45,8 @@ def _argmax_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
     """w, X and Y."""
     own = 0.0 - _expm1(0.0 - rho)
     push = tl.div_rn(1.0, _expm1(rho))
-    up = _exp(rho * (r - 0.5))
-    down = _exp(0.0 - rho * (r + 0.5))
+    up = tl.exp(rho * (r - 0.5))
+    down = tl.exp(0.0 - rho * (r + 0.5))
     inverse = tl.div_rn(1.0, (1.0 + up) * (1.0 + down))
     if not TRUNCATE:
         w = k * (own * inverse)
@@ -75,8 +58,8 @@ def _argmax_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
         gain = tl.div_rn(own, 0.0 - _expm1(0.0 - K * rho))
         after = hi - k
         before = k - lo
-        top = _exp(rho * ((r - 0.5) - after))
-        bottom = _exp(0.0 - rho * ((r + 0.5) + before))
+        top = tl.exp(rho * ((r - 0.5) - after))
+        bottom = tl.exp(0.0 - rho * ((r + 0.5) + before))
         ends = (1.0 + top) * (1.0 + bottom)
         inverse_ends = tl.div_rn(1.0, ends)
         per_top = (1.0 + bottom) * inverse_ends
@@ -110,16 +93,17 @@ def _full_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
     """X and Y. A block has as many edges summed one by one as its own rho asks for, whatever shares its program."""
     K = hi - lo + 1.0
     window = tl.div_rn(DECAY if TRUNCATE else WINDOW, rho)
-    edges = tl.where(window < K - 1.0, tl.floor(window) + 1.0, tl.where(rho == rho, K - 1.0, 0.0))  # [ROWS, 1]
-    q = _exp(0.0 - rho)
+    last = tl.where(window < K - 1.0, window, tl.where(rho == rho, K - 2.0, -1.0)).to(tl.int32)  # tl.floor flushes
+    edges = (last + 1).to(tl.float32)  # [ROWS, 1]
+    q = tl.exp(0.0 - rho)
     after = hi - k
     before = k - lo
     near_after = tl.where(after < edges, after, edges)
     near_before = tl.where(before < edges, before, edges)
-    up = _exp(rho * (r - 0.5))
-    down = _exp(0.0 - rho * (r + 0.5))
-    top = _exp(rho * ((r - 0.5) - after))
-    bottom = _exp(0.0 - rho * ((r + 0.5) + before))
+    up = tl.exp(rho * (r - 0.5))
+    down = tl.exp(0.0 - rho * (r + 0.5))
+    top = tl.exp(rho * ((r - 0.5) - after))
+    bottom = tl.exp(0.0 - rho * ((r + 0.5) + before))
     inverse = tl.div_rn(1.0, (1.0 + top) * (1.0 + bottom))
     per_top = (1.0 + bottom) * inverse
     per_bottom = (1.0 + top) * inverse
@@ -132,7 +116,7 @@ def _full_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
     total = tl.zeros_like(r)
     weighted = tl.zeros_like(r)
     mean = tl.zeros_like(r)
-    for j in range(tl.max(edges.to(tl.int32))):
+    for j in range(tl.max(last) + 1):
         i = tl.div_rn(1.0, (1.0 + right) * (1.0 + left))
         per_right = (1.0 + left) * i
         per_left = (1.0 + right) * i
@@ -158,8 +142,8 @@ def _full_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
         Y = (ends - weighted) * per_Z
     else:
         sum0, sum1 = _coefficients(q, 0.0 - _expm1(0.0 - rho))
-        right = tl.where(after > edges, _exp(rho * ((r - 0.5) - edges)), 0.0)
-        left = tl.where(before > edges, _exp(0.0 - rho * ((r + 0.5) + edges)), 0.0)
+        right = tl.where(after > edges, tl.exp(rho * ((r - 0.5) - edges)), 0.0)
+        left = tl.where(before > edges, tl.exp(0.0 - rho * ((r + 0.5) + edges)), 0.0)
         end_right = tl.where(after > edges, top, 0.0)
         end_left = tl.where(before > edges, bottom, 0.0)
         r0, re = _cubic(right, sum0), _cubic(end_right, sum0)
@@ -208,7 +192,7 @@ def cpq_bwd_kernel(
     else:
         near = 0.5 + tl.div_rn(DECAY, rho)
         X, Y = _full_gradient(k, clamp(r, 0.0 - near, near), rho, qmin, qmax, TRUNCATE)
-        X = X * _exp(clamp(rho * (near - distance), -100.0, 0.0))
+        X = X * tl.exp(clamp(rho * (near - distance), -100.0, 0.0))
         w = rho
     g = tl.load(g_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     scale = g * w
