@@ -9,7 +9,24 @@ if not torch.cuda.is_available():
 
 with warnings.catch_warnings():  # Triton itself uses what Python 3.12+ deprecates
     warnings.simplefilter("ignore")
-    import triton  # noqa: F401
+    import triton
+    from triton.runtime import interpreter
+
+
+def patch_once(patch):
+    """Triton's interpreter exchanges all of triton.language anew at each call of a device function, half of its time:
+    not where the kernel that is running has done so."""
+
+    def patch_lang(fn):
+        languages = [v for v in fn.__globals__.values() if v is triton.language or v is triton.language.core]
+        done = languages and not any(triton.language.core.is_builtin(language.load) for language in languages)
+        return None if done else patch(fn)  # of a device function the scope is not used
+
+    interpreter._patch_lang = patch_lang
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and hasattr(interpreter, "_patch_lang"):
+    patch_once(interpreter._patch_lang)
 
 
 @pytest.fixture(autouse=True)

@@ -70,17 +70,17 @@ def test_gradients_are_relatively_right_far_off_the_grid(estimator, truncate, rh
         codes = [high + 0.5 + v / rho for v in off] + [low - 0.5 - v / rho for v in off] + inside
         x, step, sigma = tensors(torch.tensor(codes) * 0.3, 0.3, rho)
         kwargs = dict(bits=bits, signed=signed, estimator=estimator, truncate=truncate)
-        for i in range(len(codes)):
-            one = (x[i : i + 1], step, sigma)
+        blocks = (x, step.repeat(len(codes)), sigma.repeat(len(codes)))  # of one element each
+        y, got, _ = value_and_grads(qk.cpq, blocks, kwargs | {"backend": backend}, g=torch.ones(len(codes)))
+        for i, one in enumerate(zip(*blocks, strict=True)):
             k, dx, ds, dsigma, size = exact(*(t.item() for t in one), bits, signed, estimator == "full", truncate)
-            y, got, _ = value_and_grads(qk.cpq, one, kwargs | {"backend": backend}, g=torch.ones(1))
             t = max(off[i % len(off)], rho) + 1 if i < 2 * len(off) else 2 * rho
-            assert y.item() == (torch.tensor(float(k)) * step).item()
+            assert y[i] == (torch.tensor(float(k)) * step).item()
             if backend == "reference":
                 continue  # in float32 it is right to the size of its terms only
             loss, least = EPS * 8 * (2 + t) / min(rho, 1), TINY * rho * (1 + rho + t)
-            assert abs(got[0].item() - dx) <= loss * abs(dx) + least, (bits, codes[i], got[0].item(), dx)
-            for value, want, s in ((got[1], ds, size[1] + abs(k)), (got[2], dsigma, size[2])):
+            assert abs(got[0][i].item() - dx) <= loss * abs(dx) + least, (bits, codes[i], got[0][i].item(), dx)
+            for value, want, s in ((got[1][i], ds, size[1] + abs(k)), (got[2][i], dsigma, size[2])):
                 assert abs(value.item() - want) <= loss * s + least, (bits, codes[i], value.item(), want)
 
 

@@ -13,6 +13,10 @@ import pytest
 # kernel -> its compile-time arguments, one dict a variant; with a tile of its own, or those of ops/tiles.py
 VARIANTS = {
     "channel_error.channel_error_kernel": [{"ROWS": 32, "BLOCK": 64}, {"ROWS": 1, "BLOCK": 2048}],
+    "cpq.cpq_fwd_kernel": [{}],
+    "cpq.cpq_bwd_kernel": [
+        {"FULL": full, "TRUNCATE": truncate} for full in (False, True) for truncate in (False, True)
+    ],
     "daq.daq_fwd_kernel": [{}],
     "daq.daq_bwd_kernel": [{}],
     "lsq.lsq_fwd_kernel": [{}],
@@ -24,14 +28,15 @@ VARIANTS = {
 }
 # what a kernel asks ops/tiles.py for, where it is not 2048
 ELEMENTS = {
+    "cpq.cpq_bwd_kernel": 512,
     "daq.daq_bwd_kernel": 1024,
     "soft_assign.soft_assign_fwd_kernel": 1024,
     "soft_assign.soft_assign_bwd_kernel": 1024,
 }
-INTEGERS = ("P", "L", "columns", "K", "C", "inner", "total")
+INTEGERS = ("P", "L", "columns", "K", "C", "inner", "M")
 # parameters and sums are float32 whatever x is
-FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "lower_ptr", "upper_ptr", "dlower_ptr", "dupper_ptr", "dscale_ptr",
-           "levels_ptr", "temperature_ptr")  # fmt: skip
+FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "sigma_ptr", "dsigma_ptr", "lower_ptr", "upper_ptr", "dlower_ptr",
+           "dupper_ptr", "dscale_ptr", "levels_ptr", "temperature_ptr")  # fmt: skip
 
 # Runs in a process of its own: an ahead-of-time compile fails where TRITON_INTERPRET=1.
 COMPILE = """
