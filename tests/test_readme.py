@@ -31,4 +31,5 @@ def test_the_table_of_backends_is_true():
 
 
 def test_every_function_is_in_the_table():
-    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `.*$", README, re.M)))) == set(backends.names())
+    section = README.partition("## What runs where")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` ", section, re.M)) == set(backends.names())
