@@ -28,6 +28,21 @@ QK_HD V exponential(V v) {
   return select(v < V(-87.3f), V(0.0f), times_pow2(y + V(1.0f), n));
 }
 
+// e**v = 2**n up and e**-v = 2**-n down, for |v| <= 1e4: one reduction and one polynomial for both (cosh + sinh and cosh - sinh).
+template <class V>
+struct Exponentials { V n, up, down; };
+template <class V>
+QK_HD Exponentials<V> exponentials(V v) {
+  const V n = round_even(v * V(1.44269504088896341f)), r = (v - n * V(0.693359375f)) - n * V(-2.12194440e-4f), square = r * r;
+  const V even = square * (V(0.5f) + square * (V(1.0f / 24.0f) + square * V(1.0f / 720.0f)));
+  const V odd = r + (r * square) * (V(1.0f / 6.0f) + square * (V(1.0f / 120.0f) + square * V(1.0f / 5040.0f)));
+  return {n, (even + odd) + V(1.0f), (even - odd) + V(1.0f)};
+}
+
+// y 2**n for y in [1/4, 4] and a whole n <= 125; 0 for n < -124, where it could be denormal, which is slow.
+template <class V>
+QK_HD V scaled(V y, V n) { return select(n < V(-124.0f), V(0.0f), times_pow2(y, n)); }
+
 // e**v - 1 to two units in the last place, also near 0; the range of exponential.
 template <class V>
 QK_HD V exponential_minus_one(V v) {

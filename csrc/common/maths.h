@@ -23,6 +23,8 @@ QK_HD float mantissa(float v) { return from_bits((bits_of(v) & 0x7fffffu) | 0x3f
 QK_HD float larger(float a, float b) { return a > b ? a : b; }
 // y * 2**n for a whole n in [-126, 127]; a NaN y stays.
 QK_HD float times_pow2(float y, float n) { return y * from_bits((bits_of(n + 12582912.0f) + 127) << 23); }  // n is in the low bits
+// table[index] for a whole index in [0, 15]; anything for others.
+QK_HD float lookup(const float* table, float index) { return table[bits_of(index + 12582912.0f) & 15]; }
 // A step or scale that is not positive gives NaN, so that a collapsed parameter is seen.
 QK_HD float positive_or_nan(float s) { return s > 0.0f ? s : from_bits(0x7fc00000u); }
 

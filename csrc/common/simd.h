@@ -77,6 +77,9 @@ QK_IN F larger(F a, F b) { return _mm512_max_ps(a.v, b.v); }  // the second wher
 QK_IN F times_pow2(F y, F n) { return _mm512_scalef_ps(y.v, n.v); }
 QK_IN void lanes(F a, float* out) { _mm512_storeu_ps(out, a.v); }
 QK_IN F load(const float* p) { return _mm512_loadu_ps(p); }
+QK_IN F lookup(const float* table, F index) {
+  return _mm512_permutexvar_ps(_mm512_cvtps_epi32(index.v), _mm512_loadu_ps(table));
+}
 QK_IN void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
 QK_IN F load(const qk::half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 QK_IN void store(qk::half* p, F a) {
@@ -133,6 +136,14 @@ QK_IN F times_pow2(F y, F n) { return {_mm256_mul_ps(y.v[0], pow2(n.v[0])), _mm2
 QK_IN void store(float* p, F a) { _mm256_storeu_ps(p, a.v[0]); _mm256_storeu_ps(p + 8, a.v[1]); }
 QK_IN void lanes(F a, float* out) { store(out, a); }
 QK_IN F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+QK_IN __m256 lookup8(const float* table, __m256i i) {
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), i);
+  const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), i);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));  // bit 3 of the index
+}
+QK_IN F lookup(const float* table, F index) {
+  return {lookup8(table, _mm256_cvtps_epi32(index.v[0])), lookup8(table, _mm256_cvtps_epi32(index.v[1]))};
+}
 QK_IN __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 QK_IN F load(const qk::half* p) { return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))}; }
 QK_IN void store(qk::half* p, F a) {
@@ -178,6 +189,7 @@ QK_IN F pow2_floor(F v) QK_LANES(F, .v[i] = qk::from_bits(qk::bits_of(v.v[i]) & 
 QK_IN F mantissa(F v) QK_LANES(F, .v[i] = qk::from_bits((qk::bits_of(v.v[i]) & 0x7fffffu) | 0x3f800000u))
 QK_IN F larger(F a, F b) QK_LANES(F, .v[i] = qk::larger(a.v[i], b.v[i]))
 QK_IN F times_pow2(F y, F n) QK_LANES(F, .v[i] = qk::times_pow2(y.v[i], n.v[i]))
+QK_IN F lookup(const float* table, F index) QK_LANES(F, .v[i] = qk::lookup(table, index.v[i]))
 QK_IN void lanes(F a, float* out) { memcpy(out, a.v, sizeof a.v); }
 template <class T> QK_IN F load(const T* p) QK_LANES(F, .v[i] = qk::to_float(p[i]))
 template <class T> QK_IN void store(T* p, F a) { for (int i = 0; i < kLanes; i++) qk::from_float(a.v[i], p + i); }

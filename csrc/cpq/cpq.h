@@ -16,6 +16,7 @@ namespace qk {
 struct CpqArgs { float lo, hi; };  // smallest and largest code
 
 constexpr float kCpqFar = 85.0f;    // sigma off the grid: e**-85 is the end of float32, beyond it dx is 0
+constexpr float kCpqPaired = 128.0f;  // rho up to which the own code's edges share a reduction: its product with r keeps them
 constexpr float kCpqDecay = 20.0f;  // sigma off the grid, from where dx falls as e**-t to float32 precision
 
 template <class V, bool full, bool truncate>
@@ -25,8 +26,11 @@ struct Cpq {
   V s, s_high, s_low, per_s, lo, hi, rho, reach;
   V own, gain, pull;     // argmax: factor of the own code's odds, its truncated gain, d log(1 - e**-rho) / d rho (less Z's)
   V q, grid, per_grid;   // full: e**-rho; 1 - e**-(K rho) and its reciprocal
+  V half_up, half_n;     // e**(-rho / 2) = half_up 2**-half_n
+  bool paired, tabulated;
+  float powers[16];      // see power, for up to 16 codes
   V sum0[3], sum1[3];    // full: coefficients of the sum of all edges further out, see far_edges
-  int edges;             // full: pairs of edges that are summed one by one
+  int edges;             // full: pairs of edges that are summed one by one, an even number (the odds of what is no edge are 0)
 
   QK_HD Cpq(const Args& a, const float* const* params, int64_t p) : lo(a.lo), hi(a.hi) {
     const float step = positive_or_nan(params[1][p] > 0.0f ? params[0][p] : 0.0f), shift = pow2_floor(step) * 6144.0f;
@@ -38,9 +42,14 @@ struct Cpq {
     own = V(one), gain = V(one / all), q = V(exponential(-r)), grid = V(all), per_grid = V(1.0f / all);
     const float push = 1.0f / exponential_minus_one(r);
     pull = V(truncate ? push - K / exponential_minus_one(K * r) : push);
+    paired = r <= kCpqPaired;
+    const Exponentials<float> middle = exponentials(0.5f * (paired ? r : 0.0f));
+    half_up = V(middle.down), half_n = V(middle.n);
+    tabulated = sizeof(V) > sizeof(float) && K <= 16.0f && (full || truncate);  // a thread of a GPU has no use for a table
+    if (tabulated) for (int n = 0; n < 16; n++) powers[n] = decay(float(n), r);
     // Edges from the first left out on add less than 1e-8 of the sum, or what far_edges leaves out of it.
     const float window = (truncate ? kCpqDecay : 5.5f) / r;
-    edges = window < K - 1.0f ? int(window) + 1 : int(K) - 1;
+    edges = ((window < K - 1.0f ? int(window) + 1 : int(K) - 1) + 1) / 2 * 2;
     for (int n = 1; n <= 3; n++) {
       const float rest = -exponential_minus_one(-(float(n) * r)), sign = n == 2 ? -1.0f : 1.0f;
       sum0[n - 1] = V(sign * float(n) / rest);
@@ -49,6 +58,24 @@ struct Cpq {
   }
 
   QK_HD V value(V x) const { return round_even(clamp(x / s, lo, hi)) * s; }
+
+  // e**-(rho n) for a whole n: from the own code's edge to the end of the grid. Below e**-40 nothing is left of it beside 1.
+  template <class W>
+  QK_HD static W decay(W n, W rho) {
+    const W t = n * rho;
+    return select(t > W(40.0f), W(0.0f), exponential(W(0.0f) - t));
+  }
+  QK_HD V power(V n) const { return tabulated ? lookup(powers, n) : decay(n, rho); }
+
+  // The odds of the own code's edges, e**(rho (r - 1/2)) and e**(-rho (r + 1/2)).
+  QK_HD void own_edges(V r, V* up, V* down) const {
+    if (paired) {
+      const Exponentials<V> e = exponentials(rho * r);
+      *up = scaled(e.up * half_up, e.n - half_n), *down = scaled(e.down * half_up, V(0.0f) - e.n - half_n);
+    } else {
+      *up = exponential(rho * (r - V(0.5f))), *down = exponential(V(0.0f) - rho * (r + V(0.5f)));
+    }
+  }
 
   // Sums over the edges j = 0, 1, ... with odds z q**j: f, and j f; f = odds / (1 + odds)**2 = z - 2 z**2 + 3 z**3 - ...,
   // a geometric sum a power. For z <= e**-5.5 what is left out is below 1e-8 of the first term.
@@ -59,7 +86,8 @@ struct Cpq {
 
   QK_LONG void argmax_gradient(V k, V r, V* w, V* X, V* Y) const {
     const V one(1.0f), half(0.5f);
-    const V up = exponential(rho * (r - half)), down = exponential(V(0.0f) - rho * (r + half));  // the own code's edges
+    V up, down;
+    own_edges(r, &up, &down);
     const V inverse = one / ((one + up) * (one + down));
     if constexpr (!truncate) {
       *w = k * (own * inverse);
@@ -67,7 +95,7 @@ struct Cpq {
       *Y = half * ((up * (one + down) + down * (one + up)) * inverse) + pull;
     } else {
       const V after = hi - k, before = k - lo;
-      const V top = exponential(rho * ((r - half) - after)), bottom = exponential(V(0.0f) - rho * ((r + half) + before));
+      const V top = up * power(after), bottom = down * power(before);
       const V ends = (one + top) * (one + bottom), inverse_ends = one / ends;
       const V per_up = (one + down) * inverse, per_down = (one + up) * inverse;  // 1 / (1 + odds) of each edge
       const V per_top = (one + bottom) * inverse_ends, per_bottom = (one + top) * inverse_ends;
@@ -82,29 +110,36 @@ struct Cpq {
   QK_LONG void full_gradient(V k, V r, V* X, V* Y) const {
     const V zero(0.0f), one(1.0f), half(0.5f);
     const V after = hi - k, before = k - lo;  // edges of the grid on either side of x
-    const V up = exponential(rho * (r - half)), down = exponential(zero - rho * (r + half));
-    const V top = exponential(rho * ((r - half) - after)), bottom = exponential(zero - rho * ((r + half) + before));
+    V up, down;
+    own_edges(r, &up, &down);
+    const V top = up * power(after), bottom = down * power(before);
     const V inverse = one / ((one + top) * (one + bottom));
     const V per_top = (one + bottom) * inverse, per_bottom = (one + top) * inverse;
     const V s_top = top * per_top, s_bottom = bottom * per_bottom;          // S(-t) of the top, S(t) of the bottom
     const V f_top = s_top * per_top, f_bottom = s_bottom * per_bottom;      // S (1 - S)
     V right = select(k < hi, up, zero), left = select(k > lo, down, zero);  // odds of edge j on either side; 0 if not there
     V sum(0.0f), weighted(0.0f), mean(0.0f);
-    for (int j = 0; j < edges; j++) {
-      const V a = one + right, b = one + left, i = one / (a * b), per_right = b * i, per_left = a * i;
-      const V s_right = right * per_right, s_left = left * per_left;
-      const V f_right = s_right * per_right, f_left = s_left * per_left;
-      weighted = weighted + V(float(j) + 0.5f) * (f_right - f_left);
-      if constexpr (truncate) {
-        const V r_top = select(after > V(float(j)), s_right - s_top, zero);
-        const V l_bottom = select(before > V(float(j)), s_left - s_bottom, zero);
-        sum = sum + (r_top * (per_bottom - s_right) + l_bottom * (per_top - s_left));
-        mean = mean + (r_top - l_bottom);
-      } else {
-        sum = sum + (f_right + f_left);
+    for (int j = 0; j < edges; j += 2) {  // two pairs of edges share a division; an edge that is there has odds <= 1
+      V odds_right[2] = {right, select(after > V(float(j + 1)), right * q, zero)};
+      V odds_left[2] = {left, select(before > V(float(j + 1)), left * q, zero)};
+      const V both[2] = {(one + right) * (one + left), (one + odds_right[1]) * (one + odds_left[1])};
+      const V i = one / (both[0] * both[1]);
+      for (int n = 0; n < 2; n++) {
+        right = odds_right[n], left = odds_left[n];
+        const V own_i = i * both[1 - n], s_right = right * ((one + left) * own_i), s_left = left * ((one + right) * own_i);
+        const V f_right = s_right * ((one + left) * own_i), f_left = s_left * ((one + right) * own_i);
+        weighted = weighted + V(float(j + n) + 0.5f) * (f_right - f_left);
+        if constexpr (truncate) {
+          const V r_top = select(after > V(float(j + n)), s_right - s_top, zero);
+          const V l_bottom = select(before > V(float(j + n)), s_left - s_bottom, zero);
+          sum = sum + (r_top * (per_bottom - s_right) + l_bottom * (per_top - s_left));
+          mean = mean + (r_top - l_bottom);
+        } else {
+          sum = sum + (f_right + f_left);
+        }
       }
-      right = select(after > V(float(j + 1)), right * q, zero);
-      left = select(before > V(float(j + 1)), left * q, zero);
+      right = select(after > V(float(j + 2)), right * q, zero);
+      left = select(before > V(float(j + 2)), left * q, zero);
     }
     if constexpr (truncate) {
       const V per_Z = per_grid / (per_top * per_bottom);  // Z = (1 - e**-(K rho)) S(top) S(-bottom)
