@@ -35,7 +35,8 @@ struct DropBits {
   using Args = DropBitsArgs;  // the parameters are step [P], sigma [P] and the gates [levels - 1]
   V s, s_high, s_low, per_s, rho, top, reach;
   int levels;
-  bool products;
+  bool products, tabulated;
+  float right_down[16], left_up[16];  // of the code's own edges: e**-(rho (code + 1/2)) and e**(rho (code - 1/2))
   DropBitsLevel level[kMaxLevels];
 
   QK_HD DropBits(const Args& a, const float* const* params, int64_t p) : top(a.top), levels(a.levels) {
@@ -45,6 +46,12 @@ struct DropBits {
     const float r = step / sigma;
     s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(r), reach = V(0.5f + kDropBitsFar / r);
     products = r * (a.top + 0.5f) <= kDropBitsProducts;
+    tabulated = products && sizeof(V) > sizeof(float) && a.top < 16.0f;  // a thread of a GPU has no use for a table
+    if (tabulated) {
+      for (int n = 0; n < 16; n++) {
+        right_down[n] = exponential(-(r * (float(n) + 0.5f))), left_up[n] = exponential(r * (float(n) - 0.5f));
+      }
+    }
     for (int k = 0; k < levels; k++) {
       const int low = k == 0 ? 0 : a.bitwise ? 1 << (k - 1) : k, last = k == 0 ? 0 : a.bitwise ? (1 << k) - 1 : k;
       const float w = float(last - low + 1), mass = -exponential_minus_one(-(w * r));
@@ -92,12 +99,20 @@ struct DropBits {
       const V d = absolute((c.nearest - clamp(c.nearest, V(level[k].low), V(level[k].high))) + c.r);
       c.m = at_most(c.m, at_least(d - half, zero));
     }
-    c.e0 = exponential(zero - rho * c.m);
+    V near_right, near_left;
     if (products) {
-      const V at = rho * (c.nearest + c.r), shift = rho * c.m;
-      c.up = exponential(at - shift), c.down = exponential(zero - (at + shift));
+      const Exponentials<V> at = exponentials(rho * (c.nearest + c.r)), shift = exponentials(rho * c.m);
+      c.e0 = scaled(shift.down, zero - shift.n);
+      c.up = scaled(at.up * shift.down, at.n - shift.n), c.down = scaled(at.down * shift.down, zero - at.n - shift.n);
+    } else {
+      c.e0 = exponential(zero - rho * c.m);
     }
-    const V near_right = odds((c.r - half) - c.m), near_left = odds(zero - ((c.r + half) + c.m));
+    if (tabulated) {
+      near_right = at_most(c.up * lookup(right_down, c.nearest), V(2.35385e17f));
+      near_left = at_most(c.down * lookup(left_up, c.nearest), V(2.35385e17f));
+    } else {
+      near_right = odds((c.r - half) - c.m), near_left = odds(zero - ((c.r + half) + c.m));
+    }
     const V floor = c.e0 * V(1.0f + level[0].wide);
     V distance, total;
     for (int k = 0; k < levels; k++) {
@@ -144,12 +159,16 @@ struct DropBits {
       if (!(l.keep > 0.0f)) continue;
       const V floor = c.e0 * V(1.0f + l.wide);
       V mass(0.0f);
-      for (int side = 0; side < (k ? 2 : 1); side++) {  // the run that |x| may be in, and its mirror image
+      // The run that |x| may be in, and its mirror image: two sums of at most e**41 each, which share a division.
+      const V rights[2] = {right_of(c, l.last[1], false), right_of(c, l.first[0], true)};
+      const V lefts[2] = {left_of(c, l.first[0], false), left_of(c, l.last[1], true)};
+      const V sums[2] = {floor + (rights[0] + lefts[0]), k ? floor + (rights[1] + lefts[1]) : one};
+      const V per_sums = one / (sums[0] * sums[1]);
+      for (int side = 0; side < (k ? 2 : 1); side++) {
         const bool mirror = side == 1;
-        const V right = right_of(c, mirror ? l.first[0] : l.last[1], mirror);
-        const V left = left_of(c, mirror ? l.last[1] : l.first[0], mirror);
+        const V right = rights[side], left = lefts[side];
         const float center = (mirror ? -0.5f : 0.5f) * (l.low + l.high);
-        const V inverse = one / (floor + (right + left)), weight = V(l.keep * l.mass) * inverse;
+        const V inverse = per_sums * sums[1 - side], weight = V(l.keep * l.mass) * inverse;
         const V both = right + left, pull = (left - right) * inverse;  // d log mass / d(x / sigma); 1 + it has no cancellation
         mass = mass + weight;
         toward = toward + weight * ((floor + (left + left)) * inverse);
