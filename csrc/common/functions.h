@@ -39,9 +39,10 @@ QK_HD Exponentials<V> exponentials(V v) {
   return {n, (even + odd) + V(1.0f), (even - odd) + V(1.0f)};
 }
 
-// y 2**n for y in [1/4, 4] and a whole n <= 125; 0 for n < -124, where it could be denormal, which is slow.
+// y 2**n for y in [1/4, 4] and a whole n <= 125; 0 for n < -124, where it could be denormal, which is slow (also to compute and
+// not select).
 template <class V>
-QK_HD V scaled(V y, V n) { return select(n < V(-124.0f), V(0.0f), times_pow2(y, n)); }
+QK_HD V scaled(V y, V n) { return select(n < V(-124.0f), V(0.0f), times_pow2(y, at_least(n, V(-124.0f)))); }
 
 // e**v - 1 to two units in the last place, also near 0; the range of exponential.
 template <class V>
