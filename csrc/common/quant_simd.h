@@ -6,8 +6,8 @@
 //     V grad(V g, V x, V* terms) const; };                      // dx, and the kParams terms of the parameters' gradients
 #pragma once
 #include "blocks.h"
+#include "wide.h"
 #include "quant_kernels.h"
-#include "simd.h"
 
 namespace {
 
@@ -46,20 +46,23 @@ void quant_backward(const typename Op<F>::Args& args, const qk::Blocks& b, int64
     const T* gi = static_cast<const T*>(g) + p * b.L + start;
     const T* xi = static_cast<const T*>(x) + p * b.L + start;
     T* out = static_cast<T*>(dx) + p * b.L + start;
-    const Op<F> op(args, params, p);
-    F sums[kParams], terms[kParams];
+    const Op<Wide> op(args, params, p);
+    F sums[kParams];
+    Wide terms[kParams];
     for (F& s : sums) s = F(0.0f);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      prefetch<0>(gi + i);
-      prefetch<0>(xi + i);
-      prefetch<1>(out + i);
-      store(out + i, op.grad(load(gi + i), load(xi + i), terms));
-      for (int k = 0; k < kParams; k++) sums[k] = sums[k] + terms[k];
+    for (; i + kWide <= n; i += kWide) {
+      for (int ahead = 0; ahead < kWide; ahead += kLanes) {
+        prefetch<0>(gi + i + ahead);
+        prefetch<0>(xi + i + ahead);
+        prefetch<1>(out + i + ahead);
+      }
+      store_wide(out + i, op.grad(load_wide(gi + i), load_wide(xi + i), terms));
+      for (int k = 0; k < kParams; k++) sums[k] = add(sums[k], terms[k]);
     }
     if (i < n) {
-      store_part(out + i, op.grad(load_part(gi + i, n - i), load_part(xi + i, n - i), terms), n - i);
-      for (int k = 0; k < kParams; k++) sums[k] = sums[k] + terms[k];  // g is 0 in the missing lanes
+      store_wide_part(out + i, op.grad(load_wide_part(gi + i, n - i), load_wide_part(xi + i, n - i), terms), n - i);
+      for (int k = 0; k < kParams; k++) sums[k] = add(sums[k], terms[k]);  // g is 0 in the missing lanes
     }
     for (int k = 0; k < kParams; k++) partial[job * kParams + k] = sum(sums[k]);
   }
