@@ -11,7 +11,7 @@ demo: $(VENV)/.built
 	$(BIN)/qkernels demo --out out
 
 test: $(VENV)/.built
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 8 --dist worksteal
 
 bench: $(VENV)/.built
 	$(BIN)/python -m bench quant --device cpu --quick --json out/bench.json
@@ -38,7 +38,7 @@ $(VENV)/.ready: constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@echo "[2/3] $(VENV): installing pinned packages (torch is the large one)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch \
-	  safetensors setuptools cmake ninja pybind11 pytest pytest-benchmark hypothesis ruff numpy typer rich matplotlib jinja2 scikit-learn \
+	  safetensors setuptools cmake ninja pybind11 pytest pytest-benchmark pytest-xdist hypothesis ruff numpy typer rich matplotlib jinja2 scikit-learn \
 	  $$($(PYTHON) -c 'import sys; print("triton" if sys.platform == "linux" else "")') \
 	  || { echo "pip could not install the packages of constraints.txt: is a package index reachable from here?"; exit 1; }
 	@touch $@
