@@ -254,12 +254,15 @@ def saved_tensors(call):
     return saved
 
 
-@every
-def test_saves_x_and_the_parameter_only(case, backend, dtype):
-    """0 bytes per element beyond x, also where x is a slice or channels_last: what is saved shares x's storage."""
+@pytest.mark.parametrize("case, dtype", [pytest.param(c, d, id=f"{c}-{str(d)[6:]}") for c in CASES for d in c.dtypes])
+def test_saves_x_and_the_parameter_only(case, dtype):
+    """0 bytes per element beyond x, also where x is a slice or channels_last: what is saved shares x's storage.
+
+    One Function saves for every backend.
+    """
     for tensors, kwargs in case.samples(DEVICE, dtype):
         own = leaves(tensors)
-        saved = saved_tensors(lambda own=own, kwargs=kwargs: case.fn(*own, **kwargs, backend=backend))
+        saved = saved_tensors(lambda own=own, kwargs=kwargs: case.fn(*own, **kwargs))
         x_storage = own[0].untyped_storage().data_ptr()
         most = max(p.untyped_storage().nbytes() for p in own[1:])
         stored = [(t, t.untyped_storage()) for t in saved]  # an expanded parameter is as large as what it expands

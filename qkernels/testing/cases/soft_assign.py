@@ -18,8 +18,7 @@ def samples(device, dtype):
     def on(x, levels, temperature):
         return x.to(device, dtype), levels.to(device), temperature.to(device)
 
-    for kwargs in ({}, {"hard": True}):
-        yield from block_samples(device, dtype, [kwargs], codebooks)
+    yield from block_samples(device, dtype, [{}, {"hard": True}], codebooks)
     g = torch.Generator().manual_seed(3)
     x = torch.randn(6, 64, generator=g) * 2
     rows, inverse = codebooks(6, g, 5)
