@@ -20,15 +20,15 @@ constexpr int64_t kRows = 32;  // terms that a lane adds in float32 before the s
 template <class T>
 void runs(const qk::ChannelErrorArgs& args, const qk::Blocks& b, int64_t begin, int64_t end, const void* x, double* partial) {
   for (int64_t job = begin; job < end; job++) {
-    const int64_t start = job % b.chunks * qk::kChunk, n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
-    const T* in = static_cast<const T*>(x) + job / b.chunks * b.L + start;
+    const qk::Job part = qk::job_of(b, job);
+    const T* in = static_cast<const T*>(x) + part.first;
     double* out = partial + job * 3;
-    for (int64_t first = 0; first < n; first += kRows * kLanes) {
-      const int64_t stop = first + kRows * kLanes < n ? first + kRows * kLanes : n;
+    for (int64_t i = 0; i < part.n;) {
+      const int64_t stop = i + kRows * kLanes < part.n ? i + kRows * kLanes : part.n;
       Sums s{F(0.0f), F(0.0f), F(0.0f)};
-      int64_t i = first;
       for (; i + kLanes <= stop; i += kLanes) add(s, args, load(in + i));
       if (i < stop) add(s, args, load_part(in + i, stop - i));  // a missing lane is 0, and so is its code
+      i = stop;
       out[0] += sum(s.a);
       out[1] += sum(s.t);
       out[2] += sum(s.u);

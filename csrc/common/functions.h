@@ -5,18 +5,22 @@
 
 namespace qk {
 
+// first r**n + ... + the last, by Horner's rule.
+template <class V, class... Coefficients>
+QK_HD V polynomial(V r, float first, Coefficients... rest) {
+  V p(first);
+  ((p = p * r + V(rest)), ...);
+  return p;
+}
+
 // e**r - 1 and n, where v = n ln 2 + r with |r| <= ln(2) / 2; a polynomial in r (the coefficients of Cephes' expf).
 template <class V>
 QK_HD V reduced_exponential(V v, V* n) {
   const V c = at_most(at_least(v, V(-87.3f)), V(88.0f));
   *n = round_even(c * V(1.44269504088896341f));
   const V r = (c - *n * V(0.693359375f)) - *n * V(-2.12194440e-4f);  // the first product is exact
-  V p = V(1.9875691500e-4f);
-  p = p * r + V(1.3981999507e-3f);
-  p = p * r + V(8.3334519073e-3f);
-  p = p * r + V(4.1665795894e-2f);
-  p = p * r + V(1.6666665459e-1f);
-  p = p * r + V(5.0000001201e-1f);
+  const V p = polynomial(r, 1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                         5.0000001201e-1f);
   return p * (r * r) + r;
 }
 
@@ -58,12 +62,7 @@ QK_HD V exponential_minus_one(V v) {
 template <class V>
 QK_HD V relative_weight(V v) {
   const V n = round_even(v), r = v - n;  // exact
-  V p = V(1.5353362e-4f);
-  p = p * r + V(1.3398875e-3f);
-  p = p * r + V(9.6184369e-3f);
-  p = p * r + V(5.5503324e-2f);
-  p = p * r + V(2.4022648e-1f);
-  p = p * r + V(6.9314718e-1f);
+  const V p = polynomial(r, 1.5353362e-4f, 1.3398875e-3f, 9.6184369e-3f, 5.5503324e-2f, 2.4022648e-1f, 6.9314718e-1f);
   return times_pow2(p * r + V(1.0f), n) - V(5.421010862427522e-20f);
 }
 

@@ -19,8 +19,7 @@ __global__ void __launch_bounds__(kThreads) quant_forward_kernel(
     Params<Op<float>::kParams> params,
     T* __restrict__ y) {                  // [P, L]
   for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
-    const int64_t p = job / b.chunks, start = job % b.chunks * kChunk, base = p * b.L + start;
-    const int n = int(b.L - start < kChunk ? b.L - start : kChunk);
+    const auto [p, base, n] = job_of(b, job);
     const Op<float> op(args, params.p, p);
     for (int i = threadIdx.x; i < n; i += kThreads) from_float(op.value(to_float(x[base + i])), y + base + i);
   }
@@ -49,8 +48,7 @@ __global__ void __launch_bounds__(kThreads) quant_backward_kernel(
   constexpr int kParams = Op<float>::kParams;
   __shared__ float warp_sums[kWarps];
   for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
-    const int64_t p = job / b.chunks, start = job % b.chunks * kChunk, base = p * b.L + start;
-    const int n = int(b.L - start < kChunk ? b.L - start : kChunk);
+    const auto [p, base, n] = job_of(b, job);
     const Op<float> op(args, params.p, p);
     float sums[kParams] = {}, terms[kParams];
     for (int i = threadIdx.x; i < n; i += kThreads) {

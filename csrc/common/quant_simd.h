@@ -21,10 +21,9 @@ template <template <class> class Op, class T>
 void quant_forward(const typename Op<F>::Args& args, const qk::Blocks& b, int64_t begin, int64_t end, const void* x,
                    const float* const* params, void* y) {
   for (int64_t job = begin; job < end; job++) {
-    const int64_t p = job / b.chunks, start = job % b.chunks * qk::kChunk;
-    const int64_t n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
-    const T* in = static_cast<const T*>(x) + p * b.L + start;
-    T* out = static_cast<T*>(y) + p * b.L + start;
+    const auto [p, first, n] = qk::job_of(b, job);
+    const T* in = static_cast<const T*>(x) + first;
+    T* out = static_cast<T*>(y) + first;
     const Op<F> op(args, params, p);
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
@@ -41,11 +40,10 @@ void quant_backward(const typename Op<F>::Args& args, const qk::Blocks& b, int64
                     const void* x, const float* const* params, void* dx, double* partial) {
   constexpr int kParams = Op<F>::kParams;
   for (int64_t job = begin; job < end; job++) {
-    const int64_t p = job / b.chunks, start = job % b.chunks * qk::kChunk;
-    const int64_t n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
-    const T* gi = static_cast<const T*>(g) + p * b.L + start;
-    const T* xi = static_cast<const T*>(x) + p * b.L + start;
-    T* out = static_cast<T*>(dx) + p * b.L + start;
+    const auto [p, first, n] = qk::job_of(b, job);
+    const T* gi = static_cast<const T*>(g) + first;
+    const T* xi = static_cast<const T*>(x) + first;
+    T* out = static_cast<T*>(dx) + first;
     const Op<Wide> op(args, params, p);
     F sums[kParams];
     Wide terms[kParams];

@@ -38,29 +38,25 @@ QK_IN Wide lookup(const float* table, Wide index) { return {lookup(table, index.
 
 template <class T> QK_IN Wide load_wide(const T* p) { return {load(p), load(p + kLanes)}; }
 template <class T> QK_IN void store_wide(T* p, Wide v) { store(p, v.a), store(p + kLanes, v.b); }
+// The first n < 32 elements, as load_part and store_part.
+template <class T> QK_IN Wide load_wide_part(const T* p, int64_t n) {
+  return n <= kLanes ? Wide(load_part(p, n), F(0.0f)) : Wide(load(p), load_part(p + kLanes, n - kLanes));
+}
+template <class T> QK_IN void store_wide_part(T* p, Wide v, int64_t n) {
+  if (n <= kLanes) return store_part(p, v.a, n);
+  store(p, v.a), store_part(p + kLanes, v.b, n - kLanes);
+}
 // sum, with terms added in the order of their elements: the same bits as one vector at a time.
 QK_IN F add(F sum, Wide terms) { return (sum + terms.a) + terms.b; }
 #else
 using Wide = F;
 template <class T> QK_IN Wide load_wide(const T* p) { return load(p); }
 template <class T> QK_IN void store_wide(T* p, Wide v) { store(p, v); }
+template <class T> QK_IN Wide load_wide_part(const T* p, int64_t n) { return load_part(p, n); }
+template <class T> QK_IN void store_wide_part(T* p, Wide v, int64_t n) { store_part(p, v, n); }
 QK_IN F add(F sum, Wide terms) { return sum + terms; }
 #endif
 
 constexpr int kWide = kLanes * int(sizeof(Wide) / sizeof(F));
-
-// The first n < kWide elements; the rest are 0 and are not touched in memory.
-template <class T>
-QK_IN Wide load_wide_part(const T* p, int64_t n) {
-  T buffer[kWide] = {};
-  memcpy(buffer, p, n * sizeof(T));
-  return load_wide(buffer);
-}
-template <class T>
-QK_IN void store_wide_part(T* p, Wide v, int64_t n) {
-  T buffer[kWide];
-  store_wide(buffer, v);
-  memcpy(p, buffer, n * sizeof(T));
-}
 
 }  // namespace

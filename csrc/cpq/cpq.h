@@ -25,7 +25,7 @@ struct Cpq {
   static constexpr int kParams = 2;  // step, sigma
   V s, s_high, s_low, per_s, lo, hi, rho, reach;
   V own, gain, pull;     // argmax: factor of the own code's odds, its truncated gain, d log(1 - e**-rho) / d rho (less Z's)
-  V q, grid, per_grid;   // full: e**-rho; 1 - e**-(K rho) and its reciprocal
+  V q, per_grid;         // full: e**-rho; 1 / (1 - e**-(K rho))
   V half_up, half_n;     // e**(-rho / 2) = half_up 2**-half_n
   bool paired, tabulated;
   float powers[16];      // see power, for up to 16 codes
@@ -39,7 +39,7 @@ struct Cpq {
     s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(r);
     reach = V(0.5f + kCpqFar / r);
     const float one = -exponential_minus_one(-r), all = -exponential_minus_one(-(K * r));
-    own = V(one), gain = V(one / all), q = V(exponential(-r)), grid = V(all), per_grid = V(1.0f / all);
+    own = V(one), gain = V(one / all), q = V(exponential(-r)), per_grid = V(1.0f / all);
     const float push = 1.0f / exponential_minus_one(r);
     pull = V(truncate ? push - K / exponential_minus_one(K * r) : push);
     paired = r <= kCpqPaired;

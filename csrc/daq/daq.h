@@ -5,7 +5,7 @@
 // No exponential: coth((kappa + v) / 2) = (1 + T t) / (T + t) with T = tanh(kappa / 2), a constant, and t = tanh(v / 2), an odd
 // polynomial. Its terms are positive, so that nothing cancels, however small kappa is.
 #pragma once
-#include "../common/maths.h"
+#include "../common/functions.h"
 
 namespace qk {
 
@@ -24,12 +24,7 @@ inline DaqArgs daq_args(int64_t n, bool is_signed, double amplitude, double base
 template <class V>
 QK_HD V tanh_half(V v) {
   const V w = v * v;
-  V p = V(3.34668101369e-5f);
-  p = p * w + V(-4.13953713838e-4f);
-  p = p * w + V(4.16399353715e-3f);
-  p = p * w + V(-4.16663367426e-2f);
-  p = p * w + V(4.99999993436e-1f);
-  return p * v;
+  return polynomial(w, 3.34668101369e-5f, -4.13953713838e-4f, 4.16399353715e-3f, -4.16663367426e-2f, 4.99999993436e-1f) * v;
 }
 
 template <class V>

@@ -46,8 +46,7 @@ __global__ void __launch_bounds__(kThreads) soft_assign_forward_kernel(
     T* __restrict__ y) {                    // [P, L]
   __shared__ SharedLevels l;
   for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
-    const int64_t p = job / b.chunks, start = job % b.chunks * kChunk, base = p * b.L + start;
-    const int n = int(b.L - start < kChunk ? b.L - start : kChunk);
+    const auto [p, base, n] = job_of(b, job);
     const float t = positive_or_nan(temperature[p]);
     load_levels(l, levels + p * K, t, K);
     for (int i = threadIdx.x; i < n; i += kThreads) {
@@ -84,8 +83,7 @@ __global__ void __launch_bounds__(kThreads) soft_assign_backward_kernel(
   const int warp = threadIdx.x / 32;
   const bool first_lane = threadIdx.x % 32 == 0;
   for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
-    const int64_t p = job / b.chunks, start = job % b.chunks * kChunk, base = p * b.L + start;
-    const int n = int(b.L - start < kChunk ? b.L - start : kChunk);
+    const auto [p, base, n] = job_of(b, job);
     const float t = positive_or_nan(temperature[p]), s = t * kLog2e, t2 = t + t;
     for (int k = threadIdx.x % 32; k <= K; k += 32) sums[warp][k] = 0;
     load_levels(l, levels + p * K, t, K);

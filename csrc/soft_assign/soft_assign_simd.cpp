@@ -50,10 +50,9 @@ template <class T, bool hard>
 void forward_jobs(const qk::Blocks& b, int64_t K, int64_t begin, int64_t end, const void* x, const float* levels,
                   const float* temperature, void* y) {
   for (int64_t job = begin; job < end; job++) {
-    const int64_t p = job / b.chunks, start = job % b.chunks * qk::kChunk;
-    const int64_t n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
-    const T* in = static_cast<const T*>(x) + p * b.L + start;
-    T* out = static_cast<T*>(y) + p * b.L + start;
+    const auto [p, first, n] = qk::job_of(b, job);
+    const T* in = static_cast<const T*>(x) + first;
+    T* out = static_cast<T*>(y) + first;
     const Levels l(levels + p * K, temperature[p], K);
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) store(out + i, value<hard>(l, load(in + i)));
@@ -86,11 +85,10 @@ template <class T>
 void backward(const qk::Blocks& b, int64_t K, int64_t begin, int64_t end, const void* g, const void* x, const float* levels,
               const float* temperature, void* dx, double* partial) {
   for (int64_t job = begin; job < end; job++) {
-    const int64_t p = job / b.chunks, start = job % b.chunks * qk::kChunk;
-    const int64_t n = b.L - start < qk::kChunk ? b.L - start : qk::kChunk;
-    const T* gi = static_cast<const T*>(g) + p * b.L + start;
-    const T* xi = static_cast<const T*>(x) + p * b.L + start;
-    T* out = static_cast<T*>(dx) + p * b.L + start;
+    const auto [p, first, n] = qk::job_of(b, job);
+    const T* gi = static_cast<const T*>(g) + first;
+    const T* xi = static_cast<const T*>(x) + first;
+    T* out = static_cast<T*>(dx) + first;
     const Levels l(levels + p * K, temperature[p], K);
     F sums[qk::kMaxLevels + 1];
     for (int64_t k = 0; k <= K; k++) sums[k] = F(0.0f);
