@@ -5,8 +5,9 @@ from ._version import __version__
 from .files import load_packed, save_packed
 from .matmul import lut_conv2d, lut_dequantize, lut_linear
 from .methods import ASQ, CPQ, DAQ, DQ, LSQ, METHODS, POST
-from .model import Plan, Report, calibrate, convert_, param_groups, penalty, plan, prepare_
+from .model import Report, calibrate, convert_, param_groups, penalty, prepare_
 from .pack import LutWeight
+from .planning import Plan, plan
 from .quant import (
     Hardened,
     asq,

@@ -101,6 +101,7 @@ def test_implementations_do_not_import_each_other():
             "qkernels.pack",
             "qkernels.matmul",
             "qkernels.nn",
+            "qkernels.planning",
             "qkernels.model",
             "qkernels.files",
         )

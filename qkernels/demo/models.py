@@ -8,7 +8,7 @@ from torch import nn
 
 from qkernels import LSQ
 from qkernels.methods import Method, presets
-from qkernels.model import Match, Target
+from qkernels.planning import Match, Target
 
 ACTIVATION = LSQ(bits=4)  # so that a row of the table differs from the next in its weights only; see ``activation``
 
