@@ -4,6 +4,7 @@
 #include <cstring>
 #include "hd.h"
 #ifdef __CUDACC__
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
 
@@ -30,8 +31,12 @@ QK_HD float to_float(half h) {
 
 QK_HD void from_float(float f, float* out) { *out = f; }
 QK_HD void from_float(float f, bfloat* out) {
+#ifdef __CUDA_ARCH__
+  out->bits = __bfloat16_as_ushort(__float2bfloat16_rn(f));
+#else
   const uint32_t u = bits_of(f);
   out->bits = f == f ? uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16) : uint16_t(0x7fc0u);
+#endif
 }
 QK_HD void from_float(float f, half* out) {
 #ifdef __CUDA_ARCH__
@@ -46,5 +51,13 @@ QK_HD void from_float(float f, half* out) {
   out->bits = uint16_t(sign | h);
 #endif
 }
+
+// Two at once: one instruction of a GPU.
+template <class T>
+QK_HD void from_floats(float a, float b, T* out) { from_float(a, out), from_float(b, out + 1); }
+#ifdef __CUDA_ARCH__
+QK_HD void from_floats(float a, float b, bfloat* out) { const __nv_bfloat162 v = __floats2bfloat162_rn(a, b); memcpy(out, &v, 4); }
+QK_HD void from_floats(float a, float b, half* out) { const __half2 v = __floats2half2_rn(a, b); memcpy(out, &v, 4); }
+#endif
 
 }  // namespace qk

@@ -5,6 +5,40 @@
 
 namespace qk {
 
+// x / s of one s and many x, with the bits of a division where 2**-40 <= |x / s| < 2**22 (elsewhere it may be a unit off in
+// the last place). A GPU divides in about 30 operations, this is 8: from a product with 1 / s two steps,
+// each with an exact remainder; the second rounds correctly, as a step from a neighbor with a rounded 1 / s does (Markstein).
+template <class V>
+struct Divisor {
+  V s;
+  QK_HD explicit Divisor(V s) : s(s) {}
+  QK_HD V quotient(V x) const { return x / s; }
+};
+template <>
+struct Divisor<float> {
+  float unit, s, inverse;  // s in [1, 2) (a denormal one: less), so that no step leaves the range of float32
+  QK_HD explicit Divisor(float of) : unit(1.0f / at_least(pow2_floor(of), 1.17549435e-38f)), s(of * unit), inverse(1.0f / s) {}
+  QK_HD float quotient(float x) const {
+    const float v = x * unit, rough = v * inverse, near = step(v, rough);
+    return absolute(rough) < 4194304.0f ? step(v, near) : rough;  // Inf and NaN stay
+  }
+  QK_HD float step(float v, float q) const { return __builtin_fmaf(__builtin_fmaf(-q, s, v), inverse, q); }
+};
+
+// n / d, correctly rounded, for n and d with exponents well within the range of float32: what a GPU does for such numbers, but
+// without the check whether they are, and without the call for those that are not.
+template <class V>
+QK_HD V ratio(V n, V d) { return n / d; }
+#ifdef __CUDA_ARCH__
+QK_HD float ratio(float n, float d) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+  r = __builtin_fmaf(__builtin_fmaf(-d, r, 1.0f), r, r);
+  const float q = n * r;
+  return __builtin_fmaf(__builtin_fmaf(-d, q, n), r, q);
+}
+#endif
+
 // first r**n + ... + the last, by Horner's rule.
 template <class V, class... Coefficients>
 QK_HD V polynomial(V r, float first, Coefficients... rest) {

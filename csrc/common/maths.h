@@ -7,9 +7,14 @@
 namespace qk {
 
 QK_HD float select(bool m, float a, float b) { return m ? a : b; }
-// A NaN v stays: the comparison is false for it. (fminf and fmaxf would drop it.)
+// A NaN v stays. (fminf and fmaxf would drop it.)
+#ifdef __CUDA_ARCH__
+QK_HD float at_most(float v, float hi) { float r; asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(v), "f"(hi)); return r; }
+QK_HD float at_least(float v, float lo) { float r; asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(v), "f"(lo)); return r; }
+#else
 QK_HD float at_most(float v, float hi) { return v > hi ? hi : v; }
 QK_HD float at_least(float v, float lo) { return v < lo ? lo : v; }
+#endif
 QK_HD float clamp(float v, float lo, float hi) { return at_most(at_least(v, lo), hi); }
 QK_HD bool is_number(float v) { return v == v; }
 QK_HD float absolute(float v) { return v < 0 ? -v : v + 0.0f; }  // -0 becomes +0

@@ -5,6 +5,7 @@
 #include "simt.cuh"
 #include "blocks.h"
 #include "maths.h"
+#include "pack.cuh"
 #include "quant_cuda_kernels.h"
 
 namespace qk {
@@ -12,22 +13,37 @@ namespace qk {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-template <template <class> class Op, class T>
+// A team is the threads that work on one job: a thread block, or a warp where blocks of x are short (kTeam of 256 or 32).
+// Which thread adds which elements does not depend on alignment, so that neither does any bit.
+template <template <class> class Op, class T, int kTeam>
 __global__ void __launch_bounds__(kThreads) quant_forward_kernel(
     typename Op<float>::Args args, Blocks b,
     const T* __restrict__ x,              // [P, L]
     Params<Op<float>::kParams> params,
     T* __restrict__ y) {                  // [P, L]
-  for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
+  constexpr int kTeams = kThreads / kTeam;
+  for (int64_t job = blockIdx.x * int64_t(kTeams) + threadIdx.x / kTeam; job < b.jobs; job += gridDim.x * int64_t(kTeams)) {
     const auto [p, base, n] = job_of(b, job);
+    const bool aligned = aligned_to_packs(x + base, y + base);
     const Op<float> op(args, params.p, p);
-    for (int i = threadIdx.x; i < n; i += kThreads) from_float(op.value(to_float(x[base + i])), y + base + i);
+    for (int i = threadIdx.x % kTeam * kPack<T>; i < n; i += kTeam * kPack<T>) {
+      float v[kPack<T>];
+      load_pack(x + base + i, aligned, n - i, v);
+      for (float& e : v) e = op.value(e);
+      store_pack(v, aligned, n - i, y + base + i);
+    }
   }
+}
+
+// The sum over the warp, in a fixed order, valid in its first lane.
+__device__ __forceinline__ float warp_sum(float v) {
+  for (int offset = 16; offset; offset /= 2) v += shuffle_down(v, offset);
+  return v;
 }
 
 // The sum over the thread block, in a fixed order, valid in thread 0. `shared` has kWarps floats.
 __device__ __forceinline__ float block_sum(float v, float* shared) {
-  for (int offset = 16; offset; offset /= 2) v += shuffle_down(v, offset);
+  v = warp_sum(v);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
   __syncthreads();
   float total = 0;
@@ -37,27 +53,35 @@ __device__ __forceinline__ float block_sum(float v, float* shared) {
   return total;
 }
 
-template <template <class> class Op, class T>
+template <template <class> class Op, class T, int kTeam>
 __global__ void __launch_bounds__(kThreads) quant_backward_kernel(
     typename Op<float>::Args args, Blocks b,
     const T* __restrict__ g,              // [P, L]
     const T* __restrict__ x,              // [P, L]
     Params<Op<float>::kParams> params,
     T* __restrict__ dx,                   // [P, L]
-    float* __restrict__ partial) {        // [jobs, kParams]
-  constexpr int kParams = Op<float>::kParams;
+    float* __restrict__ partial,          // [jobs, kParams], of blocks of x that are several jobs
+    float* __restrict__ grads) {          // [kParams, P], of the others
+  constexpr int kParams = Op<float>::kParams, kTeams = kThreads / kTeam;
   __shared__ float warp_sums[kWarps];
-  for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
+  for (int64_t job = blockIdx.x * int64_t(kTeams) + threadIdx.x / kTeam; job < b.jobs; job += gridDim.x * int64_t(kTeams)) {
     const auto [p, base, n] = job_of(b, job);
+    const bool aligned = aligned_to_packs(g + base, x + base, dx + base);
     const Op<float> op(args, params.p, p);
     float sums[kParams] = {}, terms[kParams];
-    for (int i = threadIdx.x; i < n; i += kThreads) {
-      from_float(op.grad(to_float(g[base + i]), to_float(x[base + i]), terms), dx + base + i);
-      for (int k = 0; k < kParams; k++) sums[k] += terms[k];
+    for (int i = threadIdx.x % kTeam * kPack<T>; i < n; i += kTeam * kPack<T>) {
+      float gi[kPack<T>], v[kPack<T>];
+      load_pack(g + base + i, aligned, n - i, gi);
+      load_pack(x + base + i, aligned, n - i, v);
+      for (int j = 0; j < kPack<T>; j++) {
+        v[j] = op.grad(gi[j], v[j], terms);
+        for (int k = 0; k < kParams; k++) sums[k] += terms[k];  // beyond n g is 0
+      }
+      store_pack(v, aligned, n - i, dx + base + i);
     }
     for (int k = 0; k < kParams; k++) {
-      const float total = block_sum(sums[k], warp_sums);
-      if (threadIdx.x == 0) partial[job * kParams + k] = total;
+      const float total = kTeam == 32 ? warp_sum(sums[k]) : block_sum(sums[k], warp_sums);
+      if (threadIdx.x % kTeam == 0) (b.chunks == 1 ? grads[k * b.jobs + p] : partial[job * kParams + k]) = total;
     }
   }
 }
@@ -79,12 +103,20 @@ __global__ void __launch_bounds__(kThreads) quant_reduce_kernel(
 
 inline unsigned grid(int64_t jobs) { return unsigned(jobs < 65535 * 16 ? jobs : 65535 * 16); }
 
+constexpr int64_t kShort = 2048;  // elements of a block of x up to which a warp works on it alone
+constexpr int kWarp = 32;
+
 template <template <class> class Op, class T>
 cudaError_t quant_forward(const typename Op<float>::Args& args, const Blocks& b, const void* x,
                           Params<Op<float>::kParams> params, void* y, cudaStream_t stream) {
   if (b.jobs == 0) return cudaSuccess;
-  QK_LAUNCH((quant_forward_kernel<Op, T>), grid(b.jobs), kThreads, stream, args, b, static_cast<const T*>(x), params,
-            static_cast<T*>(y));
+  const T* in = static_cast<const T*>(x);
+  T* out = static_cast<T*>(y);
+  if (b.L <= kShort) {
+    QK_LAUNCH((quant_forward_kernel<Op, T, kWarp>), grid((b.jobs + kWarps - 1) / kWarps), kThreads, stream, args, b, in, params, out);
+  } else {
+    QK_LAUNCH((quant_forward_kernel<Op, T, kThreads>), grid(b.jobs), kThreads, stream, args, b, in, params, out);
+  }
   return cudaGetLastError();
 }
 
@@ -93,9 +125,17 @@ cudaError_t quant_backward(const typename Op<float>::Args& args, const Blocks& b
                            Params<Op<float>::kParams> params, void* dx, float* partial, float* grads, cudaStream_t stream) {
   constexpr int kParams = Op<float>::kParams;
   if (b.jobs == 0) return cudaSuccess;  // the caller's grads are zero
-  QK_LAUNCH((quant_backward_kernel<Op, T>), grid(b.jobs), kThreads, stream, args, b, static_cast<const T*>(g),
-            static_cast<const T*>(x), params, static_cast<T*>(dx), partial);
-  QK_LAUNCH((quant_reduce_kernel<kParams>), grid(b.jobs / b.chunks * kParams), kThreads, stream, b, partial, grads);
+  const T *gi = static_cast<const T*>(g), *in = static_cast<const T*>(x);
+  T* out = static_cast<T*>(dx);
+  if (b.L <= kShort) {
+    QK_LAUNCH((quant_backward_kernel<Op, T, kWarp>), grid((b.jobs + kWarps - 1) / kWarps), kThreads, stream, args, b, gi, in,
+              params, out, partial, grads);
+  } else {
+    QK_LAUNCH((quant_backward_kernel<Op, T, kThreads>), grid(b.jobs), kThreads, stream, args, b, gi, in, params, out, partial, grads);
+  }
+  if (b.chunks > 1) {
+    QK_LAUNCH((quant_reduce_kernel<kParams>), grid(b.jobs / b.chunks * kParams), kThreads, stream, b, partial, grads);
+  }
   return cudaGetLastError();
 }
 

@@ -24,6 +24,7 @@ struct Cpq {
   using Args = CpqArgs;
   static constexpr int kParams = 2;  // step, sigma
   V s, s_high, s_low, per_s, lo, hi, rho, reach;
+  Divisor<V> by;
   V own, gain, pull;     // argmax: factor of the own code's odds, its truncated gain, d log(1 - e**-rho) / d rho (less Z's)
   V q, per_grid;         // full: e**-rho; 1 / (1 - e**-(K rho))
   V half_up, half_n;     // e**(-rho / 2) = half_up 2**-half_n
@@ -32,8 +33,9 @@ struct Cpq {
   V sum0[3], sum1[3];    // full: coefficients of the sum of all edges further out, see far_edges
   int edges;             // full: pairs of edges that are summed one by one, an even number (the odds of what is no edge are 0)
 
-  QK_HD Cpq(const Args& a, const float* const* params, int64_t p) : lo(a.lo), hi(a.hi) {
-    const float step = positive_or_nan(params[1][p] > 0.0f ? params[0][p] : 0.0f), shift = pow2_floor(step) * 6144.0f;
+  QK_HD Cpq(const Args& a, const float* const* params, int64_t p)
+      : lo(a.lo), hi(a.hi), by(V(step_or_nan(params, p))) {
+    const float step = step_or_nan(params, p), shift = pow2_floor(step) * 6144.0f;
     const float high = (step + shift) - shift;  // 12 bits: its product with a code is exact
     const float r = step / params[1][p], K = a.hi - a.lo + 1.0f;
     s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(r);
@@ -57,7 +59,11 @@ struct Cpq {
     }
   }
 
-  QK_HD V value(V x) const { return round_even(clamp(x / s, lo, hi)) * s; }
+  QK_HD static float step_or_nan(const float* const* params, int64_t p) {
+    return positive_or_nan(params[1][p] > 0.0f ? params[0][p] : 0.0f);
+  }
+
+  QK_HD V value(V x) const { return round_even(clamp(by.quotient(x), lo, hi)) * s; }
 
   // e**-(rho n) for a whole n: from the own code's edge to the end of the grid. Below e**-40 nothing is left of it beside 1.
   template <class W>
@@ -88,7 +94,7 @@ struct Cpq {
     const V one(1.0f), half(0.5f);
     V up, down;
     own_edges(r, &up, &down);
-    const V inverse = one / ((one + up) * (one + down));
+    const V inverse = ratio(one, (one + up) * (one + down));
     if constexpr (!truncate) {
       *w = k * (own * inverse);
       *X = (down - up) * inverse;
@@ -96,7 +102,7 @@ struct Cpq {
     } else {
       const V after = hi - k, before = k - lo;
       const V top = up * power(after), bottom = down * power(before);
-      const V ends = (one + top) * (one + bottom), inverse_ends = one / ends;
+      const V ends = (one + top) * (one + bottom), inverse_ends = ratio(one, ends);
       const V per_up = (one + down) * inverse, per_down = (one + up) * inverse;  // 1 / (1 + odds) of each edge
       const V per_top = (one + bottom) * inverse_ends, per_bottom = (one + top) * inverse_ends;
       const V above = ((up - top) * per_up) * per_top;          // S(-t) of the upper edge less the same of the top: 0 at the top
@@ -113,7 +119,7 @@ struct Cpq {
     V up, down;
     own_edges(r, &up, &down);
     const V top = up * power(after), bottom = down * power(before);
-    const V inverse = one / ((one + top) * (one + bottom));
+    const V inverse = ratio(one, (one + top) * (one + bottom));
     const V per_top = (one + bottom) * inverse, per_bottom = (one + top) * inverse;
     const V s_top = top * per_top, s_bottom = bottom * per_bottom;          // S(-t) of the top, S(t) of the bottom
     const V f_top = s_top * per_top, f_bottom = s_bottom * per_bottom;      // S (1 - S)
@@ -159,7 +165,7 @@ struct Cpq {
   }
 
   QK_LONG V grad(V g, V x, V* terms) const {
-    const V k = round_even(clamp(x / s, lo, hi));
+    const V k = round_even(clamp(by.quotient(x), lo, hi));
     const V r = clamp(((x - k * s_high) - k * s_low) * per_s, V(0.0f) - reach, reach);
     V w(1.0f), X, Y;
     if constexpr (!full) {

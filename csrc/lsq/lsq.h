@@ -2,7 +2,7 @@
 //   v = x / s    q = round(clamp(v, lo, hi))    y = q * s
 //   dx = g inside [lo, hi], else 0              ds = g * (q - v inside, else q)
 #pragma once
-#include "../common/maths.h"
+#include "../common/functions.h"
 
 namespace qk {
 
@@ -13,13 +13,14 @@ struct Lsq {
   using Args = LsqArgs;
   static constexpr int kParams = 1;  // step
   V s, lo, hi;
+  Divisor<V> by;
   QK_HD Lsq(const Args& a, const float* const* params, int64_t p)
-      : s(positive_or_nan(params[0][p])), lo(a.lo), hi(a.hi) {}
+      : s(positive_or_nan(params[0][p])), lo(a.lo), hi(a.hi), by(s) {}
 
-  QK_HD V value(V x) const { return round_even(clamp(x / s, lo, hi)) * s; }
+  QK_HD V value(V x) const { return round_even(clamp(by.quotient(x), lo, hi)) * s; }
 
   QK_HD V grad(V g, V x, V* terms) const {
-    const V v = x / s, c = clamp(v, lo, hi), q = round_even(c);
+    const V v = by.quotient(x), c = clamp(v, lo, hi), q = round_even(c);
     const auto inside = (v >= lo) & (v <= hi);  // false for NaN: its dx is 0, its term NaN
     terms[0] = g * select(inside, q - v, c);
     return select(inside, g, V(0.0f));

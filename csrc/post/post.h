@@ -4,7 +4,7 @@
 // Nearest without a table: with 2**e <= |u| < 2**(e+1), the level is 2**e times 1, 1.4140625 (bfloat16(sqrt(2))) or 2; the
 // midpoints 1.20703125 and 1.70703125 are exact in float32, so this equals the argmin over the levels.
 #pragma once
-#include "../common/maths.h"
+#include "../common/functions.h"
 
 namespace qk {
 
@@ -26,9 +26,10 @@ struct Post {
   using Args = PostArgs;
   static constexpr int kParams = 1;  // scale
   V s, least, zero_below, outside;  // outside: 1 where a clipped weight gets its gradient
+  Divisor<V> by;
   QK_HD Post(const Args& a, const float* const* params, int64_t p)
       : s(positive_or_nan(params[0][p])), least(a.least),
-        zero_below(a.zero ? a.least / 2 : 0.0f), outside(a.clip ? 0.0f : 1.0f) {}
+        zero_below(a.zero ? a.least / 2 : 0.0f), outside(a.clip ? 0.0f : 1.0f), by(s) {}
 
   QK_HD V level(V u) const {
     const V a = at_most(absolute(u), V(1.0f)), m = mantissa(a);
@@ -37,10 +38,10 @@ struct Post {
     return select(is_number(u), select(u < V(0.0f), V(0.0f) - magnitude, magnitude), u);  // 0 - 0 is +0
   }
 
-  QK_HD V value(V w) const { return level(w / s) * s; }
+  QK_HD V value(V w) const { return level(by.quotient(w)) * s; }
 
   QK_HD V grad(V g, V w, V* terms) const {
-    const V u = w / s, l = level(u);
+    const V u = by.quotient(w), l = level(u);
     const auto inside = (u >= V(-1.0f)) & (u <= V(1.0f));  // false for NaN
     terms[0] = g * select(inside, l - u, l);               // outside, l is the sign
     return select(inside | (is_number(u) & (outside > V(0.0f))), g, V(0.0f));
