@@ -44,6 +44,7 @@ inline unsigned current = 0;
 inline std::function<void()> body;
 inline unsigned char slots[1024][64];  // what a warp collective exchanges, one slot a thread
 inline Index thread, block, threads, blocks;
+inline std::unique_ptr<unsigned char[]> shared;  // of the block that runs: exactly as large as asked for
 enum Order { kForward, kReverse, kShuffled, kGreedy };
 inline Order order = kForward;
 
@@ -124,12 +125,14 @@ inline void run_block(unsigned count) {
 }
 
 template <class F>
-void launch(unsigned grid, unsigned count, F kernel) {
+void launch(unsigned grid, unsigned count, size_t shared_bytes, F kernel) {
   body = kernel;
   threads = {count};
   blocks = {grid};
+  shared.reset(new unsigned char[shared_bytes]);
   for (unsigned b = 0; b < grid; b++) {
     block = {b};
+    std::memset(shared.get(), 0xff, shared_bytes);  // poison: NaN, whatever the float type
     run_block(count);
   }
 }
