@@ -21,6 +21,7 @@ inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
 }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
 inline float fused(float a, float b, float c) { return std::fmaf(a, b, c); }
+inline int of_warp(int v) { return v; }
 
 template <class V>
 V at(const unsigned char* from, uint32_t offset) {
@@ -33,6 +34,7 @@ void put(unsigned char* to, uint32_t offset, V v) { std::memcpy(to + offset, &v,
 
 inline Words load_streamed(const uint8_t* from, bool wanted, Words before) { return wanted ? at<Words>(from, 0) : before; }
 inline Words load_cached(const void* from) { return at<Words>(static_cast<const unsigned char*>(from), 0); }
+inline int fresh(int v) { return v; }
 inline void wait_for_previous_grid() {}
 inline void let_next_grid_start() {}
 
@@ -67,6 +69,8 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
 __device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 __device__ __forceinline__ uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 __device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// A value that every lane of the warp has, told to the compiler: what follows from it needs no register of a lane.
+__device__ __forceinline__ int of_warp(int v) { return __shfl_sync(0xffffffffu, v, 0); }
 
 template <class V>
 __device__ __forceinline__ V at(const unsigned char* from, uint32_t offset) { return *reinterpret_cast<const V*>(from + offset); }
@@ -84,6 +88,12 @@ __device__ __forceinline__ Words load_streamed(const uint8_t* from, bool wanted,
 __device__ __forceinline__ Words load_cached(const void* from) {
   Words v;
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+  return v;
+}
+
+// v, but what follows from it is computed here, not kept in registers from before a loop.
+__device__ __forceinline__ int fresh(int v) {
+  asm volatile("" : "+r"(v));
   return v;
 }
 

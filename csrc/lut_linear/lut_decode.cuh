@@ -6,22 +6,28 @@
 // registers of a load are filled again, for the batch after this one, as soon as they have been read. Warps, then thread
 // blocks, add their parts in a fixed order that does not depend on M.
 //
-// The table has a row for each value of a byte of codes, 256 bytes apart, and in each row a place for each lane. So the address of
-// a look-up is one `permute`: byte 0 is the lane's place, byte 1 the byte of codes; and a lane always meets its own bank.
+// The table has a row for each value of a byte of codes, 256 bytes apart, and in each row one or two places for each lane. So the
+// address of a look-up is one `permute`: byte 0 is the lane's place, byte 1 the byte of codes; and a lane always meets its own bank.
 //
-//   bits  a byte of codes holds            a look-up gives              bytes of a row used
-//   4     2 codes                          2 levels, 4 bytes            128
-//   2     2 codes of each of 2 sub-blocks  4 levels, 8 bytes            256
-//   1     the same for 2 of its 4 (the others' bits are ignored; for those the word is shifted by 2)
-//   3     2 codes, put together from the two planes; 2 levels, 4 bytes. Sub-blocks A and C have the low bits of a code in bits
-//         0-1 of its nibble and the high bit in bit 2; B and D in bits 2-3 and bit 1, so that two of four need no shift. They have
-//         a table each, in the two halves of a row; a nibble's fourth bit is ignored.
-//   8     1 code                           1 level twice, 4 bytes; a further `permute` makes a pair of two
+//   bits  a byte of codes holds              instructions a weight
+//   4     2 codes                            1: permute, look up, for 2 levels
+//   2     2 codes of each of 2 sub-blocks    0.75: permute, look up twice, for 4 levels
+//   1     2 codes of each of 4; the word is  0.78
+//         shifted by 2 for the other two
+//   3     2 codes, put together from two     1.19: for 32 levels 2 shifts, 4 selections, 16 permutes, 16 look-ups
+//         planes
+//   8     1 code, which gives its level      2.5: the levels come in twos, a further permute joins them
+//         twice
+//
+// A nibble of 3 bits: sub-blocks A and C have the low bits of a code in bits 0-1 and the high bit in bit 2; B and D in bits 2-3 and
+// bit 1, so that two of four need no shift. Bits that belong to others are ignored: the table's rows repeat over them. (Both levels
+// of two sub-blocks in one look-up of 8 bytes would need a move for each: the fragment's four registers lie side by side.)
 //
 // Levels that x's dtype cannot hold are not rounded: they become a sum of up to three terms that it can, and K is gone through once
 // for each term. One term is enough for integers and other exact levels; the kernel finds out by itself. float16 has few
 // exponents, so its levels are first scaled by a power of two that brings the largest to [2**14, 2**15), and the sums back.
 #pragma once
+#include <type_traits>
 #include "../common/bits.h"
 #include "../common/maths.h"
 #include "../common/ptx.cuh"
@@ -40,7 +46,10 @@ static_assert(2 * (kDecodeShared + 1024) <= 164 * 1024, "two thread blocks fit a
 
 struct DecodeArgs {
   Decode d;
-  uint32_t group_inverse;  // ceil(2**31 / (sub-blocks a group)), 0 with one group a row
+  uint32_t group_inverse;  // ceil(2**31 / (sub-blocks a group)), 0 with one group a row: 2 i times it, / 2**32, is a block's group
+  uint32_t last_group;
+  int stripes, low_tiles, high_tiles;  // tiles: of a stripe of the first plane and, with 3 bits, the second
+  int batches;             // of a stripe, decode_columns(BITS) each
 };
 
 // What a warp holds of the codes of 16 rows x decode_columns(BITS).
@@ -52,55 +61,50 @@ struct Codes {
   Words low[kLow], high[kHigh ? kHigh : 1];
 };
 
+// Where in a row of the table sub-block s of a pair has its levels. 4 and 8 bits: all have the same.
+template <int BITS>
+QK_HD constexpr int place_of(int s) { return BITS <= 3 ? s * kTableRow / 2 : 0; }
+
 // Word `index` (0 or 1) of row g (half 0) or g + 8 (half 1).
 QK_HD uint32_t word_of(const Words& q, int half, int index) { return half ? (index ? q.w : q.z) : (index ? q.y : q.x); }
 
 // Levels of two sub-blocks of 32 columns, pair `pair` of a batch: a[sub-block][half][i] holds columns 8 t + 2 i and + 1.
-// `place` is the lane's: lane * 4, or lane * 8 for look-ups of 8 bytes.
 template <int BITS>
 __device__ __forceinline__ void decode_pair(const Codes<BITS>& codes, int pair, const unsigned char* table, uint32_t place,
                                             uint32_t (&a)[2][2][4]) {
+#pragma unroll
   for (int half = 0; half < 2; half++) {
-    if constexpr (BITS == 1 || BITS == 2) {
-      const uint32_t word = BITS == 2 ? word_of(codes.low[pair / 2], half, pair % 2)
-                                      : word_of(codes.low[pair / 4], half, pair / 2 % 2) >> (pair % 2 * 2);
+    uint32_t words[2];  // of the two sub-blocks; with 8 bits their first four columns
+    if constexpr (BITS == 4) {
+      words[0] = word_of(codes.low[pair], half, 0);
+      words[1] = word_of(codes.low[pair], half, 1);
+    } else if constexpr (BITS == 3) {
+      constexpr uint32_t kBits01 = 0x33333333u, kBits23 = 0xccccccccu;
+      const uint32_t low = word_of(codes.low[pair / 2], half, pair % 2), high = word_of(codes.high[pair / 4], half, pair / 2 % 2);
+      words[0] = (low & kBits01) | ((pair % 2 ? high : high << 2) & kBits23);
+      words[1] = (low & kBits23) | ((pair % 2 ? high >> 2 : high) & kBits01);
+    } else if constexpr (BITS == 2) {
+      words[0] = words[1] = word_of(codes.low[pair / 2], half, pair % 2);
+    } else if constexpr (BITS == 1) {
+      words[0] = words[1] = word_of(codes.low[pair / 4], half, pair / 2 % 2) >> (pair % 2 * 2);
+    }
+#pragma unroll
+    for (int s = 0; s < 2; s++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const Pair v = at<Pair>(table, permute(word, place, 0x7604u | unsigned(i) << 4));
-        a[0][half][i] = v.x;
-        a[1][half][i] = v.y;
-      }
-    } else if constexpr (BITS == 8) {
-#pragma unroll
-      for (int s = 0; s < 2; s++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
+        if constexpr (BITS == 8) {
           const uint32_t word = word_of(codes.low[2 * pair + s], half, i / 2);
           const uint32_t first = at<uint32_t>(table, permute(word, place, 0x7604u | unsigned(i % 2 * 2) << 4));
           const uint32_t second = at<uint32_t>(table, permute(word, place, 0x7604u | unsigned(i % 2 * 2 + 1) << 4));
           a[s][half][i] = permute(first, second, 0x5410u);
+        } else {
+          a[s][half][i] = at<uint32_t>(table + place_of<BITS>(s), permute(words[s], place, 0x7604u | unsigned(i) << 4));
         }
-    } else {
-      uint32_t words[2];
-      if constexpr (BITS == 4) {
-        words[0] = word_of(codes.low[pair], half, 0);
-        words[1] = word_of(codes.low[pair], half, 1);
-      } else {
-        constexpr uint32_t kBits01 = 0x33333333u, kBits23 = 0xccccccccu;
-        const uint32_t low = word_of(codes.low[pair / 2], half, pair % 2), high = word_of(codes.high[pair / 4], half, pair / 2 % 2);
-        words[0] = (low & kBits01) | ((pair % 2 ? high : high << 2) & kBits23);
-        words[1] = (low & kBits23) | ((pair % 2 ? high >> 2 : high) & kBits01);
       }
-#pragma unroll
-      for (int s = 0; s < 2; s++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          a[s][half][i] = at<uint32_t>(table + (BITS == 3 ? s * 128 : 0), permute(words[s], place, 0x7604u | unsigned(i) << 4));
-    }
   }
 }
 
-// The codes, as far as the table is concerned, that byte `row` stands for: the first and second of a pair, for look-up 0 and 1.
+// The codes that byte `row` stands for: the first and second of two columns, of sub-blocks 0 and 1 of a pair.
 template <int BITS>
 QK_HD void codes_of(int row, int (&c)[2][2]) {
   const int nibbles[2] = {row & 15, row >> 4};
@@ -150,83 +154,78 @@ __device__ __forceinline__ void fill_table(const Decode& d, int term, float unit
   for (int i = 0; i < 32; i++) {
     const int row = warp * 32 + i;
     const Pair v = rows[row];
-    if constexpr (BITS == 1 || BITS == 2) {
-      put(table, row * kTableRow + lane * 8, v);
-    } else {
-      put(table, row * kTableRow + lane * 4, v.x);
-      if constexpr (BITS == 3) put(table, row * kTableRow + 128 + lane * 4, v.y);
-    }
+    put(table, row * kTableRow + lane * 4, v.x);
+    if constexpr (place_of<BITS>(1) != 0) put(table, row * kTableRow + place_of<BITS>(1) + lane * 4, v.y);
   }
 }
 
-// T: of x and y. NT: 8-column tiles of x^T, so 8 NT rows of x. FINE: groups that are not multiples of 128 columns.
+// T: of x and y. NT: 8-column tiles of x^T, so 8 NT rows of x; with 4 the sums leave too few registers for the rest. FINE: groups that are not multiples of 128 columns.
 template <class T, int BITS, int NT, bool FINE>
 __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArgs args) {
   constexpr int kColumns = Codes<BITS>::kColumns, kLow = Codes<BITS>::kLow, kHigh = Codes<BITS>::kHigh;
-  constexpr int kScales = FINE ? 4 : 1;       // scales for 128 columns
-  constexpr int kAtOnce = NT == 4 ? 1 : 2;    // pairs of sub-blocks whose x is loaded together: as many as fit the registers
+  constexpr int kScales = FINE ? 4 : 1;  // for 128 columns
+  constexpr int kAtOnce = (FINE ? 2 : 4) / NT;  // sub-blocks whose x is loaded together: what the registers hold
   const Decode& d = args.d;
   const Packed& w = d.w;
   unsigned char* table = dynamic_shared();
   float* part = reinterpret_cast<float*>(table + kTableBytes);  // [2][kDecodeWarps][kFragment]
   float* largest = part + 2 * kPartFloats;                      // [2][kDecodeWarps]
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
-  const uint32_t place = lane * (BITS <= 2 ? 8 : 4);
+  const int lane = int(threadIdx.x) % 32, warp = of_warp(int(threadIdx.x) / 32);
+  const uint32_t place = lane * 4;
 
-  // This thread block: rows of x from m0 on, stripes [first, last), batches [from, to) of each; this warp: batches [begin, end).
-  const int64_t stripes = (w.N + kStripe - 1) / kStripe;
-  const int tiles_m = int((d.M + 8 * NT - 1) / (8 * NT)), splits = d.plan.splits, warps = d.plan.warps, side = kDecodeWarps / warps;
-  const int split = int(blockIdx.x) % splits, job = int(blockIdx.x) / splits;
-  const int64_t m0 = int64_t(job % tiles_m) * 8 * NT;
-  const int64_t first = int64_t(job / tiles_m) * d.plan.stripes;
-  const int count = int(first + d.plan.stripes < stripes ? d.plan.stripes : stripes - first);
-  const int batches = int((w.K + kColumns - 1) / kColumns);
-  const int from = int(int64_t(batches) * split / splits), to = int(int64_t(batches) * (split + 1) / splits);
-  const int begin = from + (to - from) * (warp % warps) / warps, end = from + (to - from) * (warp % warps + 1) / warps;
-
-  // The next batch to load.
-  const int low_tiles = int((w.K * Codes<BITS>::kLowBits + 255) / 256), high_tiles = int((w.K + 255) / 256);
-  const uint8_t* low_plane = w.codes + first * low_tiles * kTile + lane * 16;
-  const uint8_t* high_plane = w.codes + (stripes * low_tiles + first * high_tiles) * kTile + lane * 16;
-  int next_batch = begin, next_term = 0, next_stripe = warp / warps;
-  const uint8_t *next_low, *next_high = nullptr;
-  int left_low, left_high = 0;  // tiles from there to the end of the stripe, 0 if there is no next batch
-  const auto locate = [&] {
-    const bool any = next_stripe < count && begin < end;
-    const int low = next_batch * kLow, high = next_batch * kHigh;
-    next_low = low_plane + (int64_t(next_stripe) * low_tiles + low) * kTile;
-    left_low = any ? low_tiles - low : 0;
-    if constexpr (BITS == 3) {
-      next_high = high_plane + (int64_t(next_stripe) * high_tiles + high) * kTile;
-      left_high = any ? high_tiles - high : 0;
-    }
+  // This thread block: rows of x from m0 on, stripes [first, first + count), K's part `split`. These are computed where they are
+  // used: the main loop needs the registers.
+  const auto m0 = [] { return fresh(int(blockIdx.x)) * 8 * NT; };
+  const auto first = [&] { return fresh(int(blockIdx.y)) * d.plan.stripes; };
+  const auto count = [&] {
+    const int left = args.stripes - first();
+    return left < d.plan.stripes ? left : d.plan.stripes;
   };
+  const int warps = d.plan.warps, side = kDecodeWarps / warps;
+  int begin, end;  // this warp's batches of each stripe
+  {
+    const int splits = d.plan.splits, split = int(blockIdx.z);
+    const int from = int(int64_t(args.batches) * split / splits), to = int(int64_t(args.batches) * (split + 1) / splits);
+    begin = from + (to - from) * (warp % warps) / warps;
+    end = from + (to - from) * (warp % warps + 1) / warps;
+  }
+
+  // The batch after the one in hand: its tiles, and how many there are up to the end of its stripe; 0: there is none.
+  const int stripe0 = first() + warp / warps;
+  const uint8_t* next_low = w.codes + (int64_t(stripe0) * args.low_tiles + begin * kLow) * kTile + lane * 16;
+  const uint8_t* next_high =
+      w.codes + (int64_t(args.stripes) * args.low_tiles + int64_t(stripe0) * args.high_tiles + begin * kHigh) * kTile + lane * 16;
+  int left = begin < end && warp / warps < count() ? args.low_tiles - begin * kLow : 0;
+  const auto present = [&](int tile) { return tile < left; };
+  // Tiles of 256 columns: with K = 1 to 128 of the last, there is one low tile for two.
+  const auto high_present = [&](int tile) { return 2 * tile < left; };
   Codes<BITS> codes{};
-  locate();
-  for (int i = 0; i < kLow; i++) codes.low[i] = load_streamed(next_low + i * kTile, i < left_low, codes.low[i]);
-  for (int i = 0; i < kHigh; i++) codes.high[i] = load_streamed(next_high + i * kTile, i < left_high, codes.high[i]);
+#pragma unroll
+  for (int i = 0; i < kLow; i++) codes.low[i] = load_streamed(next_low + i * kTile, present(i), codes.low[i]);
+#pragma unroll
+  for (int i = 0; i < kHigh; i++) codes.high[i] = load_streamed(next_high + i * kTile, high_present(i), codes.high[i]);
   let_next_grid_start();
 
   const float level = int(threadIdx.x) < d.count ? w.levels[threadIdx.x] : 0.0f;
-  float unit = 1, back = 1;
-  if (sizeof(T) == sizeof(half) && std::is_same_v<T, half>) {
+  float unit = 1;
+  if constexpr (std::is_same_v<T, half>) {
     const float size = pow2_floor(block_largest(absolute(level), largest));
-    if (size > 0) unit = at_most(16384.0f / size, 0x1p126f), back = 1 / unit;
+    if (size > 0) unit = at_most(16384.0f / size, 0x1p126f);
   }
   const float scaled = level * unit, rest = to_float(term_of<T>(scaled, 1)), last = to_float(term_of<T>(scaled, 2));
-  const int terms = int(block_largest(last != 0 ? 3.0f : rest != 0 ? 2.0f : 1.0f, largest + kDecodeWarps));
+  const int terms = of_warp(int(block_largest(last != 0 ? 3.0f : rest != 0 ? 2.0f : 1.0f, largest + kDecodeWarps)));
 
-  const uint8_t* rows[NT];  // of x; beyond the last row any will do, since what comes of it is not stored
+  const uint8_t* x_rows[NT];  // at this warp's first batch. Beyond the last row any will do: what comes of it is not stored
+#pragma unroll
   for (int j = 0; j < NT; j++) {
-    const int64_t m = m0 + 8 * j + g;
-    rows[j] = static_cast<const uint8_t*>(d.x) + ((m < d.M ? m : d.M - 1) * d.ld + t * 8) * 2;
+    const int64_t m = m0() + 8 * j + lane / 4;
+    x_rows[j] = static_cast<const uint8_t*>(d.x) + ((m < d.M ? m : d.M - 1) * d.ld + int64_t(begin) * kColumns + lane % 4 * 8) * 2;
   }
 
   float acc[NT][4] = {};
-  int parity = 0;
-  for (int round = 0; round * side < count; round++) {
+  for (int round = 0; round * side < count(); round++) {
     const int stripe = round * side + warp / warps;
-    const float* scale = w.scale + (first + (stripe < count ? stripe : 0)) * w.G * kStripe + g;
+    const float* scale = w.scale + int64_t(first() + stripe) * w.G * kStripe + fresh(lane) / 4;
     for (int term = 0; term < terms; term++) {
       if (terms > 1 || round == 0) {
         __syncthreads();  // nobody reads the table or the parts any more
@@ -234,92 +233,101 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
         __syncthreads();
         if (round == 0 && term == 0) wait_for_previous_grid();  // from here on x is read
       }
-      for (int batch = begin; stripe < count && batch < end; batch++) {
-        if (++next_batch == end) {
-          next_batch = begin;
-          if (++next_term == terms) next_term = 0, next_stripe += side;
+      if (stripe >= count()) continue;
+#pragma unroll 1
+      for (int batch = begin; batch < end; batch++) {
+        next_low += kLow * kTile;
+        next_high += kHigh * kTile;
+        left -= kLow;
+        if (batch + 1 == end) {  // again from the start: another term, or another stripe
+          const bool again = term + 1 < terms;
+          const int start = fresh(begin);
+          next_low += (int64_t(again ? 0 : side) * args.low_tiles - (end - start) * kLow) * kTile;
+          next_high += (int64_t(again ? 0 : side) * args.high_tiles - (end - start) * kHigh) * kTile;
+          left = again || (round + 1) * side + warp / warps < count() ? args.low_tiles - start * kLow : 0;
         }
-        locate();
 #pragma unroll
         for (int part128 = 0; part128 < kColumns / 128; part128++) {
           float s[kScales][2];
 #pragma unroll
           for (int i = 0; i < kScales; i++) {
             const uint32_t block = uint32_t(batch * (kColumns / 32) + part128 * 4 + i), index = multiply_high(2 * block, args.group_inverse);
-            const uint32_t group = index < uint32_t(w.G) ? index : uint32_t(w.G - 1);  // beyond K
+            const uint32_t group = index < args.last_group ? index : args.last_group;  // beyond K
             s[i][0] = scale[group * kStripe];
             s[i][1] = scale[group * kStripe + 8];
           }
           float sum[NT][4] = {};
-          Words x[NT][2 * kAtOnce];
+          Words x[NT][kAtOnce];
+          uint32_t a[2][2][4];
 #pragma unroll
-          for (int half_pair = 0; half_pair < 2; half_pair++) {
-            const int pair = part128 * 2 + half_pair;
-            if (half_pair % kAtOnce == 0)
+          for (int sub = 0; sub < 4; sub++) {
+            const int pair = part128 * 2 + sub / 2, i = sub % 2;
+            if (sub % kAtOnce == 0)
 #pragma unroll
-              for (int i = 0; i < 2 * kAtOnce; i++)
+              for (int at_once = 0; at_once < kAtOnce; at_once++)
 #pragma unroll
-                for (int j = 0; j < NT; j++) x[j][i] = load_cached(rows[j] + (int64_t(batch) * kColumns + pair * 64 + i * 32) * 2);
-            uint32_t a[2][2][4];
-            decode_pair<BITS>(codes, pair, table, place, a);
-            // the tiles that this pair was the last to read
-            constexpr int kPairs = 4 / Codes<BITS>::kLowBits;  // a tile
-            if constexpr (BITS == 8) {
+                for (int j = 0; j < NT; j++) x[j][at_once] = load_cached(x_rows[j] + (part128 * 4 + sub + at_once) * 64);
+            if (i == 0) {
+              decode_pair<BITS>(codes, pair, table, place, a);
+              // The tiles that this pair was the last to read are loaded anew.
+              if constexpr (BITS == 8) {
 #pragma unroll
-              for (int i = 2 * pair; i < 2 * pair + 2; i++) codes.low[i] = load_streamed(next_low + i * kTile, i < left_low, codes.low[i]);
-            } else if ((pair + 1) % (kPairs ? kPairs : 1) == 0) {
-              const int i = pair / (kPairs ? kPairs : 1);
-              codes.low[i] = load_streamed(next_low + i * kTile, i < left_low, codes.low[i]);
+                for (int tile = 2 * pair; tile < 2 * pair + 2; tile++)
+                  codes.low[tile] = load_streamed(next_low + tile * kTile, present(tile), codes.low[tile]);
+              } else {
+                constexpr int kPairs = 4 / Codes<BITS>::kLowBits;  // a tile
+                const int tile = pair / kPairs;
+                if (pair % kPairs == kPairs - 1) codes.low[tile] = load_streamed(next_low + tile * kTile, present(tile), codes.low[tile]);
+                if constexpr (BITS == 3)
+                  if (pair % 4 == 3)
+                    codes.high[pair / 4] = load_streamed(next_high + pair / 4 * kTile, high_present(pair / 4), codes.high[pair / 4]);
+              }
             }
-            if constexpr (BITS == 3)
-              if (pair % 4 == 3) codes.high[pair / 4] = load_streamed(next_high + pair / 4 * kTile, pair / 4 < left_high, codes.high[pair / 4]);
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
+            for (int step = 0; step < 2; step++) {
+              const uint32_t fragment[4] = {a[i][0][2 * step], a[i][1][2 * step], a[i][0][2 * step + 1], a[i][1][2 * step + 1]};
 #pragma unroll
-              for (int step = 0; step < 2; step++) {
-                const uint32_t fragment[4] = {a[i][0][2 * step], a[i][1][2 * step], a[i][0][2 * step + 1], a[i][1][2 * step + 1]};
+              for (int j = 0; j < NT; j++) {
+                const Words& v = x[j][sub % kAtOnce];
+                const uint32_t b[2] = {step ? v.z : v.x, step ? v.w : v.y};
+                multiply_add<T>(sum[j], fragment, b);
+              }
+            }
+            if (FINE || sub == 3)  // the end of what shares a scale
 #pragma unroll
-                for (int j = 0; j < NT; j++) {
-                  const Words& v = x[j][half_pair % kAtOnce * 2 + i];
-                  const uint32_t b[2] = {step ? v.z : v.x, step ? v.w : v.y};
-                  multiply_add<T>(sum[j], fragment, b);
+              for (int j = 0; j < NT; j++)
+#pragma unroll
+                for (int v = 0; v < 4; v++) {
+                  acc[j][v] = fused(s[FINE ? sub : 0][v / 2], sum[j][v], acc[j][v]);
+                  sum[j][v] = 0;
                 }
-              }
-              if (FINE || (half_pair == 1 && i == 1)) {  // the end of what shares a scale
-                const float(&own)[2] = s[FINE ? half_pair * 2 + i : 0];
-#pragma unroll
-                for (int j = 0; j < NT; j++)
-#pragma unroll
-                  for (int v = 0; v < 4; v++) {
-                    acc[j][v] = fused(own[v / 2], sum[j][v], acc[j][v]);
-                    sum[j][v] = 0;
-                  }
-              }
-            }
           }
         }
+#pragma unroll
+        for (int j = 0; j < NT; j++) x_rows[j] += kColumns * 2;
       }
+#pragma unroll
+      for (int j = 0; j < NT; j++) x_rows[j] -= int64_t(end - begin) * kColumns * 2;
     }
     // The warps' parts, added from the first to the last.
 #pragma unroll
     for (int j = 0; j < NT; j++) {
-      float* own = part + parity * kPartFloats + warp * kFragment + lane * 4;
+      float* parts = part + (round * NT + j) % 2 * kPartFloats;  // two in turn: who is ahead writes the other
 #pragma unroll
-      for (int v = 0; v < 4; v++) own[v] = acc[j][v], acc[j][v] = 0;
+      for (int v = 0; v < 4; v++) parts[fresh(int(threadIdx.x)) * 4 + v] = acc[j][v], acc[j][v] = 0;
       __syncthreads();
-      for (int v = int(threadIdx.x); v < side * kFragment; v += kDecodeThreads) {
+      for (int v = fresh(int(threadIdx.x)); v < side * kFragment; v += kDecodeThreads) {
         const int which = v / kFragment, row = v % kStripe, column = v / kStripe % 8;
-        const float* in = part + parity * kPartFloats + which * warps * kFragment + (row % 8 * 4 + column / 2) * 4 + row / 8 * 2 + column % 2;
+        const float* in = parts + which * warps * kFragment + (row % 8 * 4 + column / 2) * 4 + row / 8 * 2 + column % 2;
         float total = in[0];
         for (int i = 1; i < warps; i++) total += in[i * kFragment];
-        const int64_t m = m0 + 8 * j + column, n = (first + round * side + which) * kStripe + row;
-        if (round * side + which < count && n < w.N && m < d.M) {
-          total *= back;
-          if (splits > 1) d.partial[(split * d.M + m) * w.N + n] = total;
+        if constexpr (std::is_same_v<T, half>) total /= unit;  // a power of two
+        const int64_t m = m0() + 8 * j + column, n = int64_t(first() + round * side + which) * kStripe + row;
+        if (round * side + which < count() && n < w.N && m < d.M) {
+          if (d.plan.splits > 1) d.partial[(int(blockIdx.z) * d.M + m) * w.N + n] = total;
           else from_float(d.bias ? total + d.bias[n] : total, static_cast<T*>(d.y) + m * w.N + n);
         }
       }
-      parity ^= 1;  // who is ahead writes the other half
     }
   }
 }
@@ -340,20 +348,25 @@ __global__ void __launch_bounds__(kDecodeThreads) lut_reduce_kernel(DecodeArgs a
 template <class T, int BITS, int NT, bool FINE>
 cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
   const int64_t blocks = d.w.group / 32;  // of 32 columns
-  const DecodeArgs args{d, d.w.G == 1 ? 0 : uint32_t(((int64_t(1) << 31) + blocks - 1) / blocks)};
-  const int64_t stripes = (d.w.N + kStripe - 1) / kStripe, tiles_m = (d.M + 8 * NT - 1) / (8 * NT);
-  const int64_t grid = (stripes + d.plan.stripes - 1) / d.plan.stripes * tiles_m * d.plan.splits;
-  cudaError_t e = launch_shared(lut_decode_kernel<T, BITS, NT, FINE>, unsigned(grid), kDecodeThreads, kDecodeShared, stream, args);
+  const DecodeArgs args{d,
+                        d.w.G == 1 ? 0 : uint32_t(((int64_t(1) << 31) + blocks - 1) / blocks),
+                        uint32_t(d.w.G - 1),
+                        int((d.w.N + kStripe - 1) / kStripe),
+                        int((d.w.K * Codes<BITS>::kLowBits + 255) / 256),
+                        int((d.w.K + 255) / 256),
+                        int((d.w.K + decode_columns(BITS) - 1) / decode_columns(BITS))};
+  // Thread blocks that read the same part of the weight start one after another.
+  const Grid grid{unsigned((d.M + 8 * NT - 1) / (8 * NT)), unsigned((args.stripes + d.plan.stripes - 1) / d.plan.stripes),
+                  unsigned(d.plan.splits)};
+  cudaError_t e = launch_shared(lut_decode_kernel<T, BITS, NT, FINE>, grid, kDecodeThreads, kDecodeShared, stream, args);
   if (e != cudaSuccess || d.plan.splits == 1) return e;
   const int64_t wanted = (d.M * d.w.N + kDecodeThreads - 1) / kDecodeThreads;
-  return launch_shared(lut_reduce_kernel<T>, unsigned(wanted < 65536 ? wanted : 65536), kDecodeThreads, 0, stream, args);
+  return launch_shared(lut_reduce_kernel<T>, {unsigned(wanted < 65536 ? wanted : 65536), 1, 1}, kDecodeThreads, 0, stream, args);
 }
 
 template <class T, int BITS, bool FINE>
 cudaError_t lut_decode_rows(const Decode& d, cudaStream_t stream) {
-  if (d.M <= 8) return lut_decode<T, BITS, 1, FINE>(d, stream);
-  if (d.M <= 16) return lut_decode<T, BITS, 2, FINE>(d, stream);
-  return lut_decode<T, BITS, 4, FINE>(d, stream);
+  return d.M <= 8 ? lut_decode<T, BITS, 1, FINE>(d, stream) : lut_decode<T, BITS, 2, FINE>(d, stream);
 }
 
 template <class T, int BITS>

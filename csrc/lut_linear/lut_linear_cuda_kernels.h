@@ -26,8 +26,8 @@ struct Decode {
   DecodePlan plan;
 };
 
-// Columns that a warp decodes at a time: 1 to 4 loads of 512 bytes.
-constexpr int decode_columns(int bits) { return bits == 8 ? 128 : bits >= 3 ? 256 : 512; }
+// Columns that a warp decodes at a time: 1 to 4 loads of 512 bytes. With more the compiler collects loads until it spills.
+constexpr int decode_columns(int bits) { return bits == 8 ? 128 : 256; }
 // Group indices come from a multiplication, exact up to here (lut_linear.cuh).
 constexpr int64_t kDecodeMostColumns = 1 << 20;
 
