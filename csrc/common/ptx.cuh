@@ -19,6 +19,7 @@ inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
   for (int i = 0; i < 4; i++) r |= uint32_t(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
   return r;
 }
+inline uint32_t blend(uint32_t a, uint32_t b, uint32_t mask) { return (a & mask) | (b & ~mask); }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
 inline float fused(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline int of_warp(int v) { return v; }
@@ -67,6 +68,12 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
 
 // Byte i of the result is byte (selector >> 4 i & 7) of b:a.
 __device__ __forceinline__ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+// a where mask is 1, else b. In C++ a shift of b would move the mask to its other side, and make it two instructions.
+__device__ __forceinline__ uint32_t blend(uint32_t a, uint32_t b, uint32_t mask) {
+  uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(r) : "r"(a), "r"(b), "r"(mask));
+  return r;
+}
 __device__ __forceinline__ uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 __device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 // A value that every lane of the warp has, told to the compiler: what follows from it needs no register of a lane.

@@ -79,10 +79,9 @@ __device__ __forceinline__ void decode_pair(const Codes<BITS>& codes, int pair, 
       words[0] = word_of(codes.low[pair], half, 0);
       words[1] = word_of(codes.low[pair], half, 1);
     } else if constexpr (BITS == 3) {
-      constexpr uint32_t kBits01 = 0x33333333u, kBits23 = 0xccccccccu;
       const uint32_t low = word_of(codes.low[pair / 2], half, pair % 2), high = word_of(codes.high[pair / 4], half, pair / 2 % 2);
-      words[0] = (low & kBits01) | ((pair % 2 ? high : high << 2) & kBits23);
-      words[1] = (low & kBits23) | ((pair % 2 ? high >> 2 : high) & kBits01);
+      words[0] = blend(low, pair % 2 ? high : high << 2, 0x33333333u);
+      words[1] = blend(low, pair % 2 ? high >> 2 : high, 0xccccccccu);
     } else if constexpr (BITS == 2) {
       words[0] = words[1] = word_of(codes.low[pair / 2], half, pair % 2);
     } else if constexpr (BITS == 1) {
@@ -159,12 +158,13 @@ __device__ __forceinline__ void fill_table(const Decode& d, int term, float unit
   }
 }
 
-// T: of x and y. NT: 8-column tiles of x^T, so 8 NT rows of x; with 4 the sums leave too few registers for the rest. FINE: groups that are not multiples of 128 columns.
+// T: of x and y. NT: 8-column tiles of x^T, so 8 NT rows of x; 1 or 2, and 1 if FINE, else the registers do not suffice.
+// FINE: groups that are not multiples of 128 columns.
 template <class T, int BITS, int NT, bool FINE>
 __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArgs args) {
   constexpr int kColumns = Codes<BITS>::kColumns, kLow = Codes<BITS>::kLow, kHigh = Codes<BITS>::kHigh;
   constexpr int kScales = FINE ? 4 : 1;  // for 128 columns
-  constexpr int kAtOnce = (FINE ? 2 : 4) / NT;  // sub-blocks whose x is loaded together: what the registers hold
+  constexpr int kAtOnce = (FINE || BITS == 3 ? 2 : 4) / NT;  // sub-blocks whose x is loaded together: as many as the registers hold
   const Decode& d = args.d;
   const Packed& w = d.w;
   unsigned char* table = dynamic_shared();
@@ -366,7 +366,8 @@ cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
 
 template <class T, int BITS, bool FINE>
 cudaError_t lut_decode_rows(const Decode& d, cudaStream_t stream) {
-  return d.M <= 8 ? lut_decode<T, BITS, 1, FINE>(d, stream) : lut_decode<T, BITS, 2, FINE>(d, stream);
+  if (FINE || d.M <= 8) return lut_decode<T, BITS, 1, FINE>(d, stream);
+  return lut_decode<T, BITS, FINE ? 1 : 2, FINE>(d, stream);
 }
 
 template <class T, int BITS>
