@@ -193,17 +193,17 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
   // The batch after the one in hand: its tiles, and how many there are up to the end of its stripe; 0: there is none.
   const int stripe0 = first() + warp / warps;
   const uint8_t* next_low = w.codes + (int64_t(stripe0) * args.low_tiles + begin * kLow) * kTile + lane * 16;
-  const uint8_t* next_high =
-      w.codes + (int64_t(args.stripes) * args.low_tiles + int64_t(stripe0) * args.high_tiles + begin * kHigh) * kTile + lane * 16;
+  int next_high = args.stripes * args.low_tiles + stripe0 * args.high_tiles + begin * kHigh;  // among the tiles of both planes
   int left = begin < end && warp / warps < count() ? args.low_tiles - begin * kLow : 0;
-  const auto present = [&](int tile) { return tile < left; };
-  // Tiles of 256 columns: with K = 1 to 128 of the last, there is one low tile for two.
-  const auto high_present = [&](int tile) { return 2 * tile < left; };
   Codes<BITS> codes{};
+  const auto load_low = [&](int i) { return load_streamed(next_low + i * kTile, i < left, codes.low[i]); };
+  const auto load_high = [&](int i) {  // a tile of 256 columns is there if its first 128 are
+    return load_streamed(w.codes + (int64_t(next_high) + i) * kTile + fresh(lane) * 16, 2 * i < left, codes.high[i]);
+  };
 #pragma unroll
-  for (int i = 0; i < kLow; i++) codes.low[i] = load_streamed(next_low + i * kTile, present(i), codes.low[i]);
+  for (int i = 0; i < kLow; i++) codes.low[i] = load_low(i);
 #pragma unroll
-  for (int i = 0; i < kHigh; i++) codes.high[i] = load_streamed(next_high + i * kTile, high_present(i), codes.high[i]);
+  for (int i = 0; i < kHigh; i++) codes.high[i] = load_high(i);
   let_next_grid_start();
 
   const float level = int(threadIdx.x) < d.count ? w.levels[threadIdx.x] : 0.0f;
@@ -237,13 +237,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
 #pragma unroll 1
       for (int batch = begin; batch < end; batch++) {
         next_low += kLow * kTile;
-        next_high += kHigh * kTile;
+        next_high += kHigh;
         left -= kLow;
         if (batch + 1 == end) {  // again from the start: another term, or another stripe
           const bool again = term + 1 < terms;
           const int start = fresh(begin);
           next_low += (int64_t(again ? 0 : side) * args.low_tiles - (end - start) * kLow) * kTile;
-          next_high += (int64_t(again ? 0 : side) * args.high_tiles - (end - start) * kHigh) * kTile;
+          next_high += (again ? 0 : side) * args.high_tiles - (end - start) * kHigh;
           left = again || (round + 1) * side + warp / warps < count() ? args.low_tiles - start * kLow : 0;
         }
 #pragma unroll
@@ -272,15 +272,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
               // The tiles that this pair was the last to read are loaded anew.
               if constexpr (BITS == 8) {
 #pragma unroll
-                for (int tile = 2 * pair; tile < 2 * pair + 2; tile++)
-                  codes.low[tile] = load_streamed(next_low + tile * kTile, present(tile), codes.low[tile]);
+                for (int tile = 2 * pair; tile < 2 * pair + 2; tile++) codes.low[tile] = load_low(tile);
               } else {
                 constexpr int kPairs = 4 / Codes<BITS>::kLowBits;  // a tile
                 const int tile = pair / kPairs;
-                if (pair % kPairs == kPairs - 1) codes.low[tile] = load_streamed(next_low + tile * kTile, present(tile), codes.low[tile]);
+                if (pair % kPairs == kPairs - 1) codes.low[tile] = load_low(tile);
                 if constexpr (BITS == 3)
-                  if (pair % 4 == 3)
-                    codes.high[pair / 4] = load_streamed(next_high + pair / 4 * kTile, high_present(pair / 4), codes.high[pair / 4]);
+                  if (pair % 4 == 3) codes.high[pair / 4] = load_high(pair / 4);
               }
             }
 #pragma unroll

@@ -1,5 +1,6 @@
 // The CUDA kernels of packed weights, thread by thread on the CPU (csrc/common/simt_host.h), against the plain sum. Small integers:
 // every sum is exact, so the results must be equal. The codes are laid out here by the definition, t16_offset of qkernels/pack.py.
+// With FEW defined, two kernels a width instead of six: under the sanitizers the compiler needs minutes for all.
 #define QK_SIMT_HOST
 #include <cmath>
 #include <cstdio>
@@ -73,26 +74,72 @@ static void run_dequantize(const Weight& w) {
     for (int64_t k = 0; k < w.K; k++) CHECK(bits_of(out[n * w.K + k]) == bits_of(w.value(n, k)));
 }
 
-template <class T, int BITS>
-static void run_decode(const Weight& w, int64_t M, DecodePlan plan, bool with_bias) {
+using Launch = cudaError_t (*)(const Decode&, cudaStream_t);
+
+// x [M, K] times w; what the kernel returns in x's dtype, or with several splits their sum in float32.
+template <class T>
+static std::vector<float> decode(Launch launch, const Weight& w, const std::vector<float>& x, int64_t M, DecodePlan plan,
+                                 const float* bias = nullptr, bool rounded = true) {
+  const int64_t columns = decode_columns(w.bits), ld = ceil_div(w.K, columns) * columns;
+  Memory<T> rows(M * ld), y(M * w.N);
+  Memory<float> partial(plan.splits > 1 ? plan.splits * M * w.N : 0);
+  for (int64_t i = 0; i < M * ld; i++) from_float(i % ld < w.K ? x[i / ld * w.K + i % ld] : 0.0f, &rows[i]);
+  launch({w.packed(), int(w.levels.size), rows.get(), M, ld, bias, y.get(), partial.get(), plan}, nullptr);
+  std::vector<float> out(M * w.N);
+  for (int64_t i = 0; i < M * w.N; i++) {
+    out[i] = to_float(y[i]);
+    if (rounded) continue;
+    out[i] = partial[i];
+    for (int s = 1; s < plan.splits; s++) out[i] += partial[s * M * w.N + i];
+  }
+  return out;
+}
+
+template <class T>
+static void run_decode(Launch launch, const Weight& w, int64_t M, DecodePlan plan, bool with_bias) {
   std::mt19937 random{unsigned(M)};
-  const int64_t ld = ceil_div(w.K, decode_columns(BITS)) * decode_columns(BITS);
-  Memory<T> x(M * ld), y(M * w.N);
-  Memory<float> bias(w.N), partial(plan.splits > 1 ? plan.splits * M * w.N : 0);
+  std::vector<float> x(M * w.K), values(w.N * w.K);
+  Memory<float> bias(w.N);
+  for (auto& v : x) v = float(int(random() % 3) - 1);
   for (int64_t n = 0; n < w.N; n++) bias[n] = float(int(random() % 9) - 4);
-  for (int64_t i = 0; i < M * ld; i++) from_float(i % ld < w.K ? float(int(random() % 3) - 1) : 0.0f, &x[i]);
-  const Decode d{w.packed(), int(w.levels.size), x.get(), M, ld, with_bias ? bias.get() : nullptr, y.get(), partial.get(), plan};
-  lut_decode_groups<T, BITS>(d, nullptr);
-  std::vector<float> values(w.N * w.K);
   for (int64_t i = 0; i < w.N * w.K; i++) values[i] = w.value(i / w.K, i % w.K);
+  const std::vector<float> y = decode<T>(launch, w, x, M, plan, with_bias ? bias.get() : nullptr);
   for (int64_t m = 0; m < M; m++)
     for (int64_t n = 0; n < w.N; n++) {
       float total = 0;
-      for (int64_t k = 0; k < w.K; k++) total += values[n * w.K + k] * to_float(x[m * ld + k]);
+      for (int64_t k = 0; k < w.K; k++) total += values[n * w.K + k] * x[m * w.K + k];
       T want;
       from_float(with_bias ? total + bias[n] : total, &want);
-      CHECK(to_float(want) == to_float(y[m * w.N + n]));
+      CHECK(to_float(want) == y[m * w.N + n]);
     }
+}
+
+// Levels that T cannot hold come out as they are: one column of x is 1, the scale is 1.
+template <class T>
+static void run_any_levels(Launch launch, int bits) {
+  for (float factor : {0.1f, 3.14159e-7f, 2.71828e6f}) {
+    Weight w(bits, 20, 32, 32, factor);
+    for (int64_t i = 0; i < w.scale.size; i++) w.scale[i] = 1;
+    for (int i = 0; i < 1 << bits; i++) w.levels[i] *= 1 + float(i) / 77;
+    std::vector<float> x(3 * 32);
+    for (int m = 0; m < 3; m++) x[m * 32 + m * 13] = 1;
+    const std::vector<float> y = decode<T>(launch, w, x, 3, {3, 2, 2}, nullptr, false);
+    for (int m = 0; m < 3; m++)
+      for (int64_t n = 0; n < w.N; n++) CHECK(y[m * w.N + n] == w.value(n, m * 13));
+  }
+}
+
+// A row alone has the bits that it has among others, whatever its values.
+template <class T, int BITS>
+static void run_batches(const Weight& w) {
+  std::mt19937 random(1);
+  std::vector<float> x(17 * w.K);
+  for (auto& v : x) v = float(int(random() % 2001) - 1000) / 700;
+  const std::vector<float> y = decode<T>(lut_decode_groups<T, BITS>, w, x, 17, {2, 2, 4});
+  for (int m : {0, 7, 16}) {
+    const std::vector<float> alone = decode<T>(lut_decode_groups<T, BITS>, w, {x.begin() + m * w.K, x.begin() + (m + 1) * w.K}, 1, {2, 2, 4});
+    for (int64_t n = 0; n < w.N; n++) CHECK(bits_of(alone[n]) == bits_of(y[m * w.N + n]));
+  }
 }
 
 // Every group, with an odd number of groups a row or of columns; every count of rows at which the kernel changes.
@@ -103,15 +150,25 @@ static void run_bits() {
     const int64_t K = group ? group * (group == 32 ? 21 : group == 64 ? 11 : group == 128 ? 5 : 3) : 709;
     const Weight w(BITS, 33, K, group ? group : K);
     run_dequantize(w);
+#ifdef FEW
+    simt::order = simt::Order(turn++ % 4);
+    run_decode<bfloat>(lut_decode<bfloat, BITS, 1, true>, w, 9, {2, 2, 4}, true);
+    if (group == 0 || group % 128 == 0) run_decode<half>(lut_decode<half, BITS, 2, false>, w, 9, {2, 1, 4}, true);
+#else
     for (int64_t M : {1, 2, 8, 9, 16, 17, 33, 64}) {
       turn++;
       simt::order = simt::Order(turn % 4);
       const DecodePlan plans[] = {{1, 1, 8}, {3, 1, 2}, {2, 2, 4}, {4, 3, 1}, {2, 1, 4}};
       const DecodePlan plan = plans[turn % 5];
-      if (turn % 3) run_decode<bfloat, BITS>(w, M, plan, turn % 2);
-      else run_decode<half, BITS>(w, M, plan, turn % 2);
+      if (turn % 3) run_decode<bfloat>(lut_decode_groups<bfloat, BITS>, w, M, plan, turn % 2);
+      else run_decode<half>(lut_decode_groups<half, BITS>, w, M, plan, turn % 2);
     }
+    if (group % 128 == 64) run_batches<bfloat, BITS>(w);
+    if (group == 256) run_batches<half, BITS>(w);
+#endif
   }
+  run_any_levels<bfloat>(lut_decode<bfloat, BITS, 1, true>, BITS);
+  run_any_levels<half>(lut_decode<half, BITS, 2, false>, BITS);
 }
 
 int main() {
