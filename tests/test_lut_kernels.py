@@ -12,9 +12,10 @@ from qkernels.pack import PLANES, LutWeight
 
 from .test_matmul import make, randint, randn
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py runs them on the GPU")
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py runs it on the GPU")
 
 
+@interpreted
 @pytest.mark.parametrize("bits", tuple(PLANES))
 @pytest.mark.parametrize(("N", "K", "P"), [(1, 1, 1), (17, 96, 51), (33, 257, 33), (20, 512, 40)])
 def test_triton_decodes_every_width_and_group(bits, N, K, P):
@@ -23,6 +24,7 @@ def test_triton_decodes_every_width_and_group(bits, N, K, P):
     assert torch.equal(got, want) and torch.equal(got.signbit(), want.signbit())
 
 
+@interpreted
 @pytest.mark.parametrize("bits", tuple(PLANES))
 @pytest.mark.parametrize("M", [1, 17, 65])
 def test_triton_multiplies_integers_exactly(bits, M):
@@ -34,6 +36,7 @@ def test_triton_multiplies_integers_exactly(bits, M):
             assert torch.equal(qk.lut_linear(x.to(dtype), w, bias, backend="triton"), want.to(dtype))
 
 
+@interpreted
 def test_triton_takes_low_precision_scales_and_no_rows():
     codes = torch.randint(0, 16, (20, 64))
     w = LutWeight.pack(codes, torch.randn(16), torch.rand(20) + 0.1, bits=4, scale_dtype=torch.bfloat16)
@@ -68,7 +71,17 @@ def test_cuda_decodes_for_few_rows_and_makes_the_weight_for_many(cuda_calls, dty
     assert cuda_calls == ([(M, pick(M, 75, 96, 4, dtype, 4))] if decoded else [])
 
 
-SHAPES = [(1, 1), (16, 64), (17, 4096), (768, 768), (4096, 4096), (14336, 4096), (4096, 14336), (152064, 8192), (1 << 24, 64)]
+SHAPES = [
+    (1, 1),
+    (16, 64),
+    (17, 4096),
+    (768, 768),
+    (4096, 4096),
+    (14336, 4096),
+    (4096, 14336),
+    (152064, 8192),
+    (1 << 24, 64),
+]
 
 
 @pytest.mark.parametrize("sms", [1, 108, 132])
@@ -104,6 +117,7 @@ def test_what_is_not_decoded():
     assert pick(1, 64, MOST_COLUMNS - 32, 4, torch.bfloat16, 132).kernel == "decode"
 
 
+@interpreted
 def test_triton_is_as_good_as_plain_pytorch():
     w, x = make(40, 128, P=160), randn(9, 128)
     truth = F.linear(x.double(), w.dequantize(torch.float64))

@@ -123,9 +123,12 @@ static void run_any_levels(Launch launch, int bits) {
     for (int i = 0; i < 1 << bits; i++) w.levels[i] *= 1 + float(i) / 77;
     std::vector<float> x(3 * 32);
     for (int m = 0; m < 3; m++) x[m * 32 + m * 13] = 1;
-    const std::vector<float> y = decode<T>(launch, w, x, 3, {3, 2, 2}, nullptr, false);
-    for (int m = 0; m < 3; m++)
-      for (int64_t n = 0; n < w.N; n++) CHECK(y[m * w.N + n] == w.value(n, m * 13));
+    for (auto order : {simt::kForward, simt::kReverse, simt::kShuffled, simt::kGreedy}) {
+      simt::order = order;
+      const std::vector<float> y = decode<T>(launch, w, x, 3, {2, 2, 8}, nullptr, false);  // one stripe after the other
+      for (int m = 0; m < 3; m++)
+        for (int64_t n = 0; n < w.N; n++) CHECK(y[m * w.N + n] == w.value(n, m * 13));
+    }
   }
 }
 

@@ -41,7 +41,9 @@ def _plane(codes_ptr, first, tiles, n, k, mask, p: tl.constexpr):
 
 
 @triton.jit
-def _weight(codes_ptr, levels_ptr, scale_ptr, n, k, N, K, group, G, low_tiles, high_first, high_tiles, BITS: tl.constexpr):
+def _weight(
+    codes_ptr, levels_ptr, scale_ptr, n, k, N, K, group, G, low_tiles, high_first, high_tiles, BITS: tl.constexpr
+):
     """levels[codes] * scale at (n, k) in float32, 0 outside of the weight."""
     mask = (n < N) & (k < K)
     if BITS == 3:
