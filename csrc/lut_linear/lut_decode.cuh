@@ -46,10 +46,10 @@ static_assert(2 * (kDecodeShared + 1024) <= 164 * 1024, "two thread blocks fit a
 
 struct DecodeArgs {
   Decode d;
-  uint32_t group_inverse;  // ceil(2**31 / (sub-blocks a group)), 0 with one group a row: 2 i times it, / 2**32, is a block's group
+  uint32_t group_inverse;              // ceil(2**31 / s), s sub-blocks a group: the high half of 2 i times it is i / s; 0: one group
   uint32_t last_group;
-  int stripes, low_tiles, high_tiles;  // tiles: of a stripe of the first plane and, with 3 bits, the second
-  int batches;             // of a stripe, decode_columns(BITS) each
+  int stripes, low_tiles, high_tiles;  // tiles: of a stripe of the first plane and, with 3 bits, of the second
+  int batches;                         // of a stripe, decode_columns(BITS) each
 };
 
 // What a warp holds of the codes of 16 rows x decode_columns(BITS).
@@ -364,8 +364,9 @@ cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
 
 template <class T, int BITS, bool FINE>
 cudaError_t lut_decode_rows(const Decode& d, cudaStream_t stream) {
-  if (FINE || d.M <= 8) return lut_decode<T, BITS, 1, FINE>(d, stream);
-  return lut_decode<T, BITS, FINE ? 1 : 2, FINE>(d, stream);
+  if constexpr (!FINE)
+    if (d.M > 8) return lut_decode<T, BITS, 2, FINE>(d, stream);
+  return lut_decode<T, BITS, 1, FINE>(d, stream);
 }
 
 template <class T, int BITS>
