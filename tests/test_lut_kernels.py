@@ -37,6 +37,17 @@ def test_triton_multiplies_integers_exactly(bits, M):
 
 
 @interpreted
+def test_triton_keeps_a_nan_in_its_row_and_returns_no_minus_zero():
+    w = make(20, 70, P=20)
+    x = randn(3, 70)
+    x[1, 0] = float("nan")
+    y = qk.lut_linear(x, w, backend="triton")
+    assert y[1].isnan().all() and not y[[0, 2]].isnan().any()
+    zeros = LutWeight.pack(w.unpack(), torch.tensor([0.0, -0.0] * 8), torch.tensor([-1.0]), bits=4)
+    assert not qk.lut_dequantize(zeros, backend="triton").signbit().any()
+
+
+@interpreted
 def test_triton_takes_low_precision_scales_and_no_rows():
     codes = torch.randint(0, 16, (20, 64))
     w = LutWeight.pack(codes, torch.randn(16), torch.rand(20) + 0.1, bits=4, scale_dtype=torch.bfloat16)
@@ -84,7 +95,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("sms", [1, 108, 132])
+@pytest.mark.parametrize("sms", [1, 108, 132, 10**6])
 @pytest.mark.parametrize("bits", tuple(PLANES))
 @pytest.mark.parametrize(("N", "K"), SHAPES)
 def test_a_plan_covers_the_weight_within_the_limits_of_a_grid(N, K, bits, sms):

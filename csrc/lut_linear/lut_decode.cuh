@@ -7,12 +7,12 @@
 // blocks, add their parts in a fixed order that does not depend on M.
 //
 // The table has a row for each value of a byte of codes, 256 bytes apart, and in each row one or two places for each lane. So the
-// address of a look-up is one `permute`: byte 0 is the lane's place, byte 1 the byte of codes; and a lane always meets its own bank.
+// address of a look-up is one `permute`: byte 0 is the lane's place, byte 1 the byte of codes; and a lane always meets its own banks.
 //
 //   bits  a byte of codes holds              instructions a weight
 //   4     2 codes                            1: permute, look up, for 2 levels
-//   2     2 codes of each of 2 sub-blocks    0.75: permute, look up twice, for 4 levels
-//   1     2 codes of each of 4; the word is  0.78
+//   2     2 codes of each of 2 sub-blocks    0.5: permute, look up 8 bytes, for 4 levels
+//   1     2 codes of each of 4; the word is  0.53
 //         shifted by 2 for the other two
 //   3     2 codes, put together from two     1.19: for 32 levels 2 shifts, 4 selections, 16 permutes, 16 look-ups
 //         planes
@@ -20,8 +20,13 @@
 //         twice
 //
 // A nibble of 3 bits: sub-blocks A and C have the low bits of a code in bits 0-1 and the high bit in bit 2; B and D in bits 2-3 and
-// bit 1, so that two of four need no shift. Bits that belong to others are ignored: the table's rows repeat over them. (Both levels
-// of two sub-blocks in one look-up of 8 bytes would need a move for each: the fragment's four registers lie side by side.)
+// bit 1, so that two of four need no shift. They have a place each. Bits that belong to others are ignored: the table's rows repeat
+// over them.
+//
+// 1 and 2 bits ("paired"): a look-up of 8 bytes fills two registers side by side with levels of one row and sub-blocks A and B. In a
+// fragment of the weight such registers are rows g and g + 8. So both are called the same row, sub-block A its first half and B its
+// second, and four rows of x stand in x^T twice: columns 0-3 of the tile are their sub-block A, 4-7 their sub-block B. Of the
+// product, A times A and B times B are used: columns 0-3 of rows g and 4-7 of rows g + 8. No register is moved.
 //
 // Levels that x's dtype cannot hold are not rounded: they become a sum of up to three terms that it can, and K is gone through once
 // for each term. One term is enough for integers and other exact levels; the kernel finds out by itself. float16 has few
@@ -61,14 +66,20 @@ struct Codes {
   Words low[kLow], high[kHigh ? kHigh : 1];
 };
 
-// Where in a row of the table sub-block s of a pair has its levels. 4 and 8 bits: all have the same.
 template <int BITS>
-QK_HD constexpr int place_of(int s) { return BITS <= 3 ? s * kTableRow / 2 : 0; }
+constexpr bool is_paired = BITS <= 2;
+// Rows of x in a tile of 8 columns of x^T.
+template <int BITS>
+constexpr int tile_rows = is_paired<BITS> ? 4 : 8;
+// Where in a row of the table sub-block s of a pair has its levels, unless paired. 4 and 8 bits: all have the same.
+template <int BITS>
+QK_HD constexpr int place_of(int s) { return BITS == 3 ? s * kTableRow / 2 : 0; }
 
 // Word `index` (0 or 1) of row g (half 0) or g + 8 (half 1).
 QK_HD uint32_t word_of(const Words& q, int half, int index) { return half ? (index ? q.w : q.z) : (index ? q.y : q.x); }
 
-// Levels of two sub-blocks of 32 columns, pair `pair` of a batch: a[sub-block][half][i] holds columns 8 t + 2 i and + 1.
+// Levels of two sub-blocks of 32 columns, pair `pair` of a batch: a[sub-block][half][i] holds columns 8 t + 2 i and + 1 of row g
+// or g + 8. Paired: a[half][i / 2] is a fragment, and i % 2 * 2 + sub-block the register in it.
 template <int BITS>
 __device__ __forceinline__ void decode_pair(const Codes<BITS>& codes, int pair, const unsigned char* table, uint32_t place,
                                             uint32_t (&a)[2][2][4]) {
@@ -82,10 +93,16 @@ __device__ __forceinline__ void decode_pair(const Codes<BITS>& codes, int pair, 
       const uint32_t low = word_of(codes.low[pair / 2], half, pair % 2), high = word_of(codes.high[pair / 4], half, pair / 2 % 2);
       words[0] = blend(low, pair % 2 ? high : high << 2, 0x33333333u);
       words[1] = blend(low, pair % 2 ? high >> 2 : high, 0xccccccccu);
-    } else if constexpr (BITS == 2) {
-      words[0] = words[1] = word_of(codes.low[pair / 2], half, pair % 2);
-    } else if constexpr (BITS == 1) {
-      words[0] = words[1] = word_of(codes.low[pair / 4], half, pair / 2 % 2) >> (pair % 2 * 2);
+    } else if constexpr (is_paired<BITS>) {
+      const uint32_t word = BITS == 2 ? word_of(codes.low[pair / 2], half, pair % 2)
+                                      : word_of(codes.low[pair / 4], half, pair / 2 % 2) >> (pair % 2 * 2);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const Pair v = at<Pair>(table, permute(word, place, 0x7604u | unsigned(i) << 4));
+        a[half][i / 2][i % 2 * 2] = v.x;
+        a[half][i / 2][i % 2 * 2 + 1] = v.y;
+      }
+      continue;
     }
 #pragma unroll
     for (int s = 0; s < 2; s++)
@@ -153,29 +170,37 @@ __device__ __forceinline__ void fill_table(const Decode& d, int term, float unit
   for (int i = 0; i < 32; i++) {
     const int row = warp * 32 + i;
     const Pair v = rows[row];
-    put(table, row * kTableRow + lane * 4, v.x);
-    if constexpr (place_of<BITS>(1) != 0) put(table, row * kTableRow + place_of<BITS>(1) + lane * 4, v.y);
+    if constexpr (is_paired<BITS>) {
+      put(table, row * kTableRow + lane * 8, v);
+    } else {
+      put(table, row * kTableRow + lane * 4, v.x);
+      if constexpr (BITS == 3) put(table, row * kTableRow + place_of<3>(1) + lane * 4, v.y);
+    }
   }
 }
 
-// T: of x and y. NT: 8-column tiles of x^T, so 8 NT rows of x; 1 or 2, and 1 if FINE, else the registers do not suffice.
+// T: of x and y. NT: 8-column tiles of x^T, tile_rows<BITS> rows of x each; 1 or 2, and 1 if FINE, else the registers do not suffice.
 // FINE: groups that are not multiples of 128 columns.
 template <class T, int BITS, int NT, bool FINE>
 __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArgs args) {
   constexpr int kColumns = Codes<BITS>::kColumns, kLow = Codes<BITS>::kLow, kHigh = Codes<BITS>::kHigh;
-  constexpr int kScales = FINE ? 4 : 1;  // for 128 columns
-  constexpr int kAtOnce = (FINE || BITS == 3 ? 2 : 4) / NT;  // sub-blocks whose x is loaded together: as many as the registers hold
+  constexpr bool kPaired = is_paired<BITS>;
+  constexpr int kRows = tile_rows<BITS>, kHalves = kPaired ? 2 : 1;
+  constexpr int kUnits = kPaired ? 2 : 4;         // loads of x a row and 128 columns: of both sub-blocks of a pair, or of one
+  constexpr int kAtOnce = (kPaired || FINE || BITS == 3 ? 2 : 4) / NT;  // of these together: as many as the registers hold
+  constexpr int kScales = FINE ? kUnits : 1;      // for 128 columns
   const Decode& d = args.d;
   const Packed& w = d.w;
   unsigned char* table = dynamic_shared();
   float* part = reinterpret_cast<float*>(table + kTableBytes);  // [2][kDecodeWarps][kFragment]
   float* largest = part + 2 * kPartFloats;                      // [2][kDecodeWarps]
   const int lane = int(threadIdx.x) % 32, warp = of_warp(int(threadIdx.x) / 32);
-  const uint32_t place = lane * 4;
+  const uint32_t place = lane * (kPaired ? 8 : 4);
+  const int second = kPaired ? lane % 4 / 2 : 0;  // which sub-block the columns of the product are of that this lane has
 
   // This thread block: rows of x from m0 on, stripes [first, first + count), K's part `split`. These are computed where they are
   // used: the main loop needs the registers.
-  const auto m0 = [] { return fresh(int(blockIdx.x)) * 8 * NT; };
+  const auto m0 = [] { return fresh(int(blockIdx.x)) * kRows * NT; };
   const auto first = [&] { return fresh(int(blockIdx.y)) * d.plan.stripes; };
   const auto count = [&] {
     const int left = args.stripes - first();
@@ -218,8 +243,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
   const uint8_t* x_rows[NT];  // at this warp's first batch. Beyond the last row any will do: what comes of it is not stored
 #pragma unroll
   for (int j = 0; j < NT; j++) {
-    const int64_t m = m0() + 8 * j + lane / 4;
-    x_rows[j] = static_cast<const uint8_t*>(d.x) + ((m < d.M ? m : d.M - 1) * d.ld + int64_t(begin) * kColumns + lane % 4 * 8) * 2;
+    const int64_t m = m0() + kRows * j + lane / 4 % kRows, k = int64_t(begin) * kColumns + lane / (4 * kRows) * 32 + lane % 4 * 8;
+    x_rows[j] = static_cast<const uint8_t*>(d.x) + ((m < d.M ? m : d.M - 1) * d.ld + k) * 2;
   }
 
   float acc[NT][4] = {};
@@ -251,22 +276,24 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
           float s[kScales][2];
 #pragma unroll
           for (int i = 0; i < kScales; i++) {
-            const uint32_t block = uint32_t(batch * (kColumns / 32) + part128 * 4 + i), index = multiply_high(2 * block, args.group_inverse);
+            const uint32_t block = uint32_t(batch * (kColumns / 32) + part128 * 4 + i * (4 / kUnits) + (FINE ? second : 0));
+            const uint32_t index = multiply_high(2 * block, args.group_inverse);
             const uint32_t group = index < args.last_group ? index : args.last_group;  // beyond K
             s[i][0] = scale[group * kStripe];
             s[i][1] = scale[group * kStripe + 8];
           }
-          float sum[NT][4] = {};
+          float sum[NT][kHalves][4] = {};
           Words x[NT][kAtOnce];
           uint32_t a[2][2][4];
 #pragma unroll
-          for (int sub = 0; sub < 4; sub++) {
-            const int pair = part128 * 2 + sub / 2, i = sub % 2;
-            if (sub % kAtOnce == 0)
+          for (int unit_x = 0; unit_x < kUnits; unit_x++) {
+            const int pair = part128 * 2 + unit_x * 2 / kUnits, i = kPaired ? 0 : unit_x % 2;
+            if (unit_x % kAtOnce == 0)
 #pragma unroll
               for (int at_once = 0; at_once < kAtOnce; at_once++)
 #pragma unroll
-                for (int j = 0; j < NT; j++) x[j][at_once] = load_cached(x_rows[j] + (part128 * 4 + sub + at_once) * 64);
+                for (int j = 0; j < NT; j++)
+                  x[j][at_once] = load_cached(x_rows[j] + (part128 * kUnits + unit_x + at_once) * (256 / kUnits));
             if (i == 0) {
               decode_pair<BITS>(codes, pair, table, place, a);
               // The tiles that this pair was the last to read are loaded anew.
@@ -282,23 +309,32 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
               }
             }
 #pragma unroll
-            for (int step = 0; step < 2; step++) {
-              const uint32_t fragment[4] = {a[i][0][2 * step], a[i][1][2 * step], a[i][0][2 * step + 1], a[i][1][2 * step + 1]};
+            for (int step = 0; step < 2; step++)
+#pragma unroll
+              for (int half = 0; half < kHalves; half++) {
+                uint32_t fragment[4];
+#pragma unroll
+                for (int v = 0; v < 4; v++) fragment[v] = kPaired ? a[half][step][v] : a[i][v % 2][2 * step + v / 2];
+#pragma unroll
+                for (int j = 0; j < NT; j++) {
+                  const Words& v = x[j][unit_x % kAtOnce];
+                  const uint32_t b[2] = {step ? v.z : v.x, step ? v.w : v.y};
+                  multiply_add<T>(sum[j][half], fragment, b);
+                }
+              }
+            if (FINE || unit_x == kUnits - 1)  // the end of what shares a scale
 #pragma unroll
               for (int j = 0; j < NT; j++) {
-                const Words& v = x[j][sub % kAtOnce];
-                const uint32_t b[2] = {step ? v.z : v.x, step ? v.w : v.y};
-                multiply_add<T>(sum[j], fragment, b);
-              }
-            }
-            if (FINE || sub == 3)  // the end of what shares a scale
-#pragma unroll
-              for (int j = 0; j < NT; j++)
 #pragma unroll
                 for (int v = 0; v < 4; v++) {
-                  acc[j][v] = fused(s[FINE ? sub : 0][v / 2], sum[j][v], acc[j][v]);
-                  sum[j][v] = 0;
+                  const float product = !kPaired ? sum[j][0][v] : second ? sum[j][v / 2][2 + v % 2] : sum[j][v / 2][v % 2];
+                  acc[j][v] = fused(s[FINE ? unit_x : 0][v / 2], product, acc[j][v]);
                 }
+#pragma unroll
+                for (int half = 0; half < kHalves; half++)
+#pragma unroll
+                  for (int v = 0; v < 4; v++) sum[j][half][v] = 0;
+              }
           }
         }
 #pragma unroll
@@ -314,13 +350,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
 #pragma unroll
       for (int v = 0; v < 4; v++) parts[fresh(int(threadIdx.x)) * 4 + v] = acc[j][v], acc[j][v] = 0;
       __syncthreads();
-      for (int v = fresh(int(threadIdx.x)); v < side * kFragment; v += kDecodeThreads) {
-        const int which = v / kFragment, row = v % kStripe, column = v / kStripe % 8;
+      for (int v = fresh(int(threadIdx.x)); v < side * kStripe * kRows; v += kDecodeThreads) {
+        const int which = v / (kStripe * kRows), row = v % kStripe, column = v / kStripe % kRows;
         const float* in = parts + which * warps * kFragment + (row % 8 * 4 + column / 2) * 4 + row / 8 * 2 + column % 2;
-        float total = in[0];
-        for (int i = 1; i < warps; i++) total += in[i * kFragment];
+        float total = 0;
+        for (int i = 0; i < warps; i++) total += kPaired ? in[i * kFragment] + in[i * kFragment + 8] : in[i * kFragment];
         if constexpr (std::is_same_v<T, half>) total /= unit;  // a power of two
-        const int64_t m = m0() + 8 * j + column, n = int64_t(first() + round * side + which) * kStripe + row;
+        const int64_t m = m0() + kRows * j + column, n = int64_t(first() + round * side + which) * kStripe + row;
         if (round * side + which < count() && n < w.N && m < d.M) {
           if (d.plan.splits > 1) d.partial[(int(blockIdx.z) * d.M + m) * w.N + n] = total;
           else from_float(d.bias ? total + d.bias[n] : total, static_cast<T*>(d.y) + m * w.N + n);
@@ -354,7 +390,8 @@ cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
                         int((d.w.K + 255) / 256),
                         int((d.w.K + decode_columns(BITS) - 1) / decode_columns(BITS))};
   // Thread blocks that read the same part of the weight start one after another.
-  const Grid grid{unsigned((d.M + 8 * NT - 1) / (8 * NT)), unsigned((args.stripes + d.plan.stripes - 1) / d.plan.stripes),
+  constexpr int kRows = tile_rows<BITS> * NT;
+  const Grid grid{unsigned((d.M + kRows - 1) / kRows), unsigned((args.stripes + d.plan.stripes - 1) / d.plan.stripes),
                   unsigned(d.plan.splits)};
   cudaError_t e = launch_shared(lut_decode_kernel<T, BITS, NT, FINE>, grid, kDecodeThreads, kDecodeShared, stream, args);
   if (e != cudaSuccess || d.plan.splits == 1) return e;
@@ -365,7 +402,7 @@ cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
 template <class T, int BITS, bool FINE>
 cudaError_t lut_decode_rows(const Decode& d, cudaStream_t stream) {
   if constexpr (!FINE)
-    if (d.M > 8) return lut_decode<T, BITS, 2, FINE>(d, stream);
+    if (d.M > tile_rows<BITS>) return lut_decode<T, BITS, 2, FINE>(d, stream);
   return lut_decode<T, BITS, 1, FINE>(d, stream);
 }
 

@@ -14,7 +14,7 @@ MOST_ROWS = 64  # of x that are decoded for; beyond, the weight is made once. (N
 MOST_COLUMNS = 1 << 20  # kDecodeMostColumns of csrc/lut_linear/lut_linear_cuda_kernels.h
 _BLOCKS_PER_SM = 2  # what registers and shared memory allow
 _WARPS = 8  # of a thread block
-_MOST_STRIPES = 65535  # thread blocks along one axis of a grid
+_MOST_BLOCKS = 65535  # along one axis of a grid
 # What is not decoding, in units of a warp's batch; on an H200 about 1 us with 4 bits. (Estimates, not yet timed.)
 _FILL, _ROUND, _REDUCE = 0.25, 0.1, 1.0
 
@@ -49,12 +49,11 @@ def _spread(N: int, K: int, bits: int, sms: int) -> tuple[int, int, int]:
     best = None
     for warps in (8, 4, 2, 1):
         side = _WARPS // warps  # stripes at a time
+        least = math.ceil(rows / _MOST_BLOCKS / side) * side
         for splits in range(1, min(batches, 16) + 1):
             all_at_once = math.ceil(rows / max(slots // splits, 1) / side) * side
-            for stripes in {side, all_at_once}:
+            for stripes in {least, max(least, all_at_once)}:
                 blocks = math.ceil(rows / stripes)
-                if blocks > _MOST_STRIPES:
-                    continue
                 rounds = math.ceil(min(stripes, rows) / side)
                 one = _FILL + rounds * (math.ceil(math.ceil(batches / splits) / warps) + _ROUND)
                 time = math.ceil(blocks * splits / slots) * one + (_REDUCE if splits > 1 else 0)
