@@ -84,7 +84,7 @@ def test_runs_on_the_current_stream(case, backend):
 # Packed weights. N, K, scales: groups of 32, 64, 128 and 256 columns, and rows of K that no tile divides.
 WEIGHTS = [(33, 96, 99), (40, 704, 440), (64, 640, 320), (129, 768, 387), (17, 709, 17), (4096, 4096, 4096 * 32)]
 LUT = [b for b in ("cuda", "triton") if b in backends.backends_of("lut_linear")]
-ROWS = (1, 2, 8, 9, 16, 17, 33, MOST_ROWS, MOST_ROWS + 1, 300)
+ROWS = (1, 2, 4, 5, 8, 9, 16, 17, 33, MOST_ROWS, MOST_ROWS + 1, 300)
 
 
 @pytest.mark.parametrize("backend", LUT)

@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
   float acc[NT][4] = {};
   for (int round = 0; round * side < count(); round++) {
     const int stripe = round * side + warp / warps;
-    const float* scale = w.scale + int64_t(first() + stripe) * w.G * kStripe + fresh(lane) / 4;
+    const uint32_t scales = uint32_t(first() + stripe) * uint32_t(w.G) * kStripe + fresh(lane) / 4;  // the first of row g
     for (int term = 0; term < terms; term++) {
       if (terms > 1 || round == 0) {
         __syncthreads();  // nobody reads the table or the parts any more
@@ -279,8 +279,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
             const uint32_t block = uint32_t(batch * (kColumns / 32) + part128 * 4 + i * (4 / kUnits) + (FINE ? second : 0));
             const uint32_t index = multiply_high(2 * block, args.group_inverse);
             const uint32_t group = index < args.last_group ? index : args.last_group;  // beyond K
-            s[i][0] = scale[group * kStripe];
-            s[i][1] = scale[group * kStripe + 8];
+            s[i][0] = w.scale[scales + group * kStripe];
+            s[i][1] = w.scale[scales + group * kStripe + 8];
           }
           float sum[NT][kHalves][4] = {};
           Words x[NT][kAtOnce];

@@ -46,6 +46,7 @@ Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k && x.is_contiguous(), "x must be contiguous [M, k=", k, "]");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
   STD_TORCH_CHECK(k < qk::kDecodeMostColumns, "k must be below ", qk::kDecodeMostColumns, ", got ", k);
+  STD_TORCH_CHECK(w.scale.numel() < int64_t(1) << 31, "scale must have less than 2**31 values, got ", w.scale.numel());
   STD_TORCH_CHECK(stripes >= 1 && splits >= 1 && splits <= 65535, "stripes and splits must be positive, got ", stripes, " and ", splits);
   STD_TORCH_CHECK((n + 15) / 16 <= stripes * 65535, "stripes must be at least n / 16 / 65535, got ", stripes);
   STD_TORCH_CHECK(warps == 1 || warps == 2 || warps == 4 || warps == 8, "warps must be 1, 2, 4 or 8, got ", warps);
