@@ -8,7 +8,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch  # noqa: E402
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what a deterministic matmul asks for
+else:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run as Python on the CPU
 
 with warnings.catch_warnings():  # Triton itself uses what Python 3.12+ deprecates

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import qkernels as qk
+from qkernels import backends
+from qkernels.ops.lut_linear.plan import MOST_ROWS
+from qkernels.pack import PLANES
 from qkernels.testing import CASES, usable
 from qkernels.testing.compare import assert_same_bits
+
+from .test_matmul import assert_twice_as_good, make, randint, randn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -72,3 +79,105 @@ def test_runs_on_the_current_stream(case, backend):
         got = case.fn(x * 3, *params, **case.plain, backend=backend)
     stream.synchronize()
     assert_same_bits(got, want, "on a side stream")
+
+
+# Packed weights. N, K, scales: groups of 32, 64, 128 and 256 columns, and rows of K that no tile divides.
+WEIGHTS = [(33, 96, 99), (40, 704, 440), (64, 640, 320), (129, 768, 387), (17, 709, 17), (4096, 4096, 4096 * 32)]
+LUT = [b for b in ("cuda", "triton") if b in backends.backends_of("lut_linear")]
+ROWS = (1, 2, 4, 5, 8, 9, 16, 17, 33, MOST_ROWS, MOST_ROWS + 1, 300)
+
+
+@pytest.mark.parametrize("backend", LUT)
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize(("N", "K", "P"), WEIGHTS)
+def test_packed_weights_multiply_integers_exactly(backend, bits, N, K, P):
+    w = make(N, K, bits=bits, P=P, integers=True)
+    w = qk.LutWeight.pack(w.unpack(), w.levels.clamp(-8, 7), torch.ones(P), bits=bits).to("cuda")  # sums below 2**24
+    dense, bias = w.dequantize().double(), randint(N, seed=2).cuda()
+    for M in ROWS:
+        x = randint(M, K).cuda()
+        want = x.double() @ dense.T
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            assert torch.equal(qk.lut_linear(x.to(dtype), w, backend=backend), want.to(dtype))
+            assert torch.equal(qk.lut_linear(x.to(dtype), w, bias, backend=backend), (want + bias).to(dtype))
+
+
+@pytest.mark.parametrize("backend", LUT)
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize(("N", "K", "P"), WEIGHTS)
+def test_packed_weights_become_the_same_floats(backend, bits, N, K, P):
+    w = make(N, K, bits=bits, P=P).to("cuda")
+    got, want = qk.lut_dequantize(w, backend=backend), w.dequantize()
+    assert torch.equal(got, want) and torch.equal(got.signbit(), want.signbit())
+
+
+@pytest.mark.parametrize("backend", LUT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_sums_with_packed_weights_are_within_twice_the_error_of_plain_pytorch(backend, dtype, bits):
+    """Levels that x's dtype cannot hold, in float32 all the same."""
+    for N, K, P in WEIGHTS:
+        w = make(N, K, bits=bits, P=P).to("cuda")
+        for M in (1, 9, 40):
+            x, bias = randn(M, K).to("cuda", dtype), randn(N).to("cuda", dtype)
+            assert_twice_as_good(qk.lut_linear(x, w, bias, backend=backend), x, w.dequantize(), bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_levels_are_not_rounded_to_the_dtype_of_x(dtype):
+    """One column of x is 1: the sum is a weight, and what is left of it after rounding is another."""
+    if "cuda" not in LUT:
+        pytest.skip("no CUDA kernels in this build")
+    for factor in (1e-6, 0.1, 1e4):
+        w = make(64, 256, bits=4, P=64)
+        w = qk.LutWeight.pack(w.unpack(), w.levels * factor, torch.ones(64), bits=4).to("cuda")
+        column = w.dequantize()[:, 5]
+        x = torch.zeros(1, 256, device="cuda", dtype=dtype)
+        x[0, 5] = 1
+        high = column.to(dtype)
+        got = qk.lut_linear(x, w, -high.float(), backend="cuda")[0]
+        if high.isfinite().all():
+            assert torch.equal(got, (column - high.float()).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("N", "K", "P"), WEIGHTS)
+def test_a_row_gives_the_same_bits_in_any_batch_that_is_decoded(dtype, N, K, P):
+    if "cuda" not in LUT:
+        pytest.skip("no CUDA kernels in this build")
+    w, x = make(N, K, P=P).to("cuda"), randn(MOST_ROWS, K).to("cuda", dtype)
+    together = qk.lut_linear(x, w, backend="cuda")
+    for _ in range(3):
+        assert torch.equal(qk.lut_linear(x, w, backend="cuda"), together)
+    for m in (0, 7, 8, 40, MOST_ROWS - 1):
+        assert torch.equal(qk.lut_linear(x[m : m + 1], w, backend="cuda")[0], together[m])
+
+
+@pytest.mark.parametrize("backend", LUT)
+@pytest.mark.parametrize("M", [1, 16, MOST_ROWS + 1])
+def test_a_graph_of_a_packed_layer_replays(backend, M):
+    """Also where K is split and parts are added, and where x is padded."""
+    for N, K, P in ((33, 96, 99), (16, 16384, 16), (17, 709, 17)):
+        w, x = make(N, K, P=P).to("cuda"), randn(M, K).to("cuda", torch.bfloat16)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.no_grad():
+            qk.lut_linear(x, w, backend=backend)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph), torch.no_grad():
+            y = qk.lut_linear(x, w, backend=backend)
+        x.copy_(randn(M, K, seed=3))
+        graph.replay()
+        assert torch.equal(y, qk.lut_linear(x, w, backend=backend))
+
+
+@pytest.mark.parametrize("backend", LUT)
+def test_gradients_of_a_packed_layer(backend):
+    w = make(75, 96, P=225, integers=True).to("cuda")
+    x, bias, g = randint(3, 4, 96).cuda(), randint(75, seed=2).cuda(), randint(3, 4, 75, seed=5).cuda()
+    grads = []
+    for call in (lambda x, b: qk.lut_linear(x, w, b, backend=backend), lambda x, b: F.linear(x, w.dequantize(), b)):
+        own = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
+        grads.append(torch.autograd.grad(call(*own), own, g))
+    assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])

@@ -1,9 +1,12 @@
-"""Native code without Python: the CUDA kernels on the host, what symbols may leave a SIMD file, and
-that every CUDA file compiles for sm_80 and sm_90a."""
+"""Native code without Python: the CUDA kernels on the host, what symbols may leave a SIMD file, that every CUDA file
+compiles for sm_80 and sm_90a, and how many instructions the look-up-table matmul takes there."""
 
 import re
 import shutil
 import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,11 @@ def test_cuda_kernels_are_right_on_the_host(tmp_path):
     assert run("test_cuda_kernels_on_host.cpp", tmp_path, *SANITIZE) == "0 failures\n"
 
 
+@pytest.mark.parametrize("flags", [["-O1"], ["-DFEW", *SANITIZE]], ids=["every kernel", "some, under the sanitizers"])
+def test_lut_kernels_are_right_on_the_host(flags, tmp_path):
+    assert run("test_lut_kernels_on_host.cpp", tmp_path, *flags) == "0 failures\n"
+
+
 def build_folder() -> Path:
     folders = sorted((ROOT / "build").glob("cmake-*"), key=lambda p: p.stat().st_mtime)
     if not folders:
@@ -55,18 +63,116 @@ def test_simd_files_export_only_their_tables():
         assert not leaked, f"{path}: {leaked[:3]}"
 
 
-def test_every_cuda_file_compiles():
-    """For sm_80 and sm_90a, with no register spilled to memory."""
+@pytest.fixture(scope="module")
+def cuda_check() -> tuple[Path, str]:
+    """The folder of the objects of every CUDA file, and what the compiler said about them."""
     if not shutil.which("nvcc"):
         pytest.skip("no nvcc here")
     folder = build_folder()
-    for path in folder.glob("CMakeFiles/cuda_check.dir/**/*.o"):
+    objects = folder / "CMakeFiles/cuda_check.dir"
+    for path in objects.glob("**/*.o"):
         path.unlink()  # so that the compiler speaks again
     built = subprocess.run(["cmake", "--build", str(folder), "--target", "cuda_check"], capture_output=True, text=True)
     said = built.stdout + built.stderr
     assert built.returncode == 0, said[-3000:]
+    return objects, said
+
+
+def test_every_cuda_file_compiles(cuda_check):
+    """For sm_80 and sm_90a, with no register spilled to memory."""
+    objects, said = cuda_check
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     kernels = list((ROOT / "csrc").glob("*/*_kernels.cu"))
     assert len(spills) >= 2 * len(kernels), "ptxas did not report"
     assert set(spills) == {("0", "0")}
-    assert len(list(folder.glob("CMakeFiles/cuda_check.dir/**/*_kernels.cu.o"))) == len(kernels)
+    assert len(list(objects.glob("**/*_kernels.cu.o"))) == len(kernels)
+
+
+@dataclass
+class Loop:
+    """The main loop of one decode kernel: its instructions by name, and the weights that a lane decodes in it."""
+
+    name: str
+    arch: str
+    bits: int
+    tiles: int  # of rows of x
+    fine: bool
+    instructions: Counter
+    weights: int
+
+    @property
+    def decoding(self) -> int:
+        """Instructions that make fragments of codes: look-ups, their addresses, and every shift, selection and move in
+        the loop, though some belong to other addresses. Not among them: HMMA, loads, the scales' FFMA, counting."""
+        return sum(self.instructions[i] for i in ("LDS", "PRMT", "LOP3", "SHF", "IMAD.SHL", "MOV", "IMAD.MOV"))
+
+    @property
+    def all(self) -> int:
+        return self.instructions.total()
+
+
+def decode_loops(sass: str) -> list[Loop]:
+    """The smallest loop with matrix instructions of each decode kernel in the output of ``cuobjdump -sass``."""
+    loops = []
+    for section in sass.split("arch = ")[1:]:
+        arch = section.split()[0]
+        for function in section.split("Function : ")[1:]:
+            name = function.split()[0]
+            found = re.search(r"lut_decode_kernelINS_\d(half|bfloat)ELi(\d)ELi(\d)ELb(\d)E|$", name)
+            if not found[0]:
+                continue
+            lines = [(int(a, 16), text) for a, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", function)]
+            bodies = []
+            for address, text in lines:
+                target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+                if target and int(target[1], 16) < address:
+                    bodies.append([t for a, t in lines if int(target[1], 16) <= a <= address])
+            body = min((b for b in bodies if any("HMMA" in t for t in b)), key=len)
+            names = [re.sub(r"^@\S+\s+", "", t).split()[0].split(".") for t in body]
+            kinds = Counter(".".join(n[:2]) if n[:2] in (["IMAD", "SHL"], ["IMAD", "MOV"]) else n[0] for n in names)
+            tiles = int(found[3])
+            weights = kinds["HMMA"] * 16 * 16 // 32 // tiles  # a product takes 16 x 16 weights
+            loops.append(Loop(name, arch, int(found[2]), tiles, found[4] == "1", kinds, weights))
+    return loops
+
+
+# bits -> most instructions a weight: decoding, all; for one tile of x and groups of 128 columns or more
+MOST = {1: (0.65, 1.3), 2: (0.6, 1.3), 3: (1.4, 2.1), 4: (1.1, 1.8), 8: (2.7, 3.7)}
+
+
+def test_the_decode_loop_is_short(cuda_check):
+    """Counted in the machine code: instructions of a lane in the main loop, over the weights that it decodes there. Nor
+    may a register go to memory, and two thread blocks must fit an SM."""
+    triton = find_spec("triton")
+    cuobjdump = triton and Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
+    if not cuobjdump or not cuobjdump.exists():
+        pytest.skip("no cuobjdump here (it comes with triton)")
+    objects, said = cuda_check
+    loops = []
+    for path in sorted(objects.glob("**/lut_decode*_kernels.cu.o")):
+        sass = subprocess.run([str(cuobjdump), "-sass", str(path)], capture_output=True, text=True, check=True).stdout
+        loops += decode_loops(sass)
+    assert len(loops) == 2 * 5 * 2 * 3, "x's dtypes, widths, architectures, kernels"
+    for loop in loops:
+        what = f"{loop.name} {loop.arch}: {dict(loop.instructions)}"
+        assert loop.weights == (64 if loop.bits == 8 else 128), what
+        assert not {"LDL", "STL", "BAR"} & set(loop.instructions), what
+        if loop.tiles == 1 and not loop.fine:
+            decoding, everything = loop.decoding / loop.weights, loop.all / loop.weights
+            print(f"{loop.bits} bits {loop.arch}: {decoding:.2f} decoding, {everything:.2f} in all, a weight")
+            assert decoding <= MOST[loop.bits][0] and everything <= MOST[loop.bits][1], what
+    used = re.findall(r"entry function '\S*lut_decode_kernel\S*' for .*?Used (\d+) registers", said, re.S)
+    assert len(used) == len(loops) and max(map(int, used)) <= 65536 // (2 * 256)  # shared memory: a static_assert
+
+
+def test_dependent_launch_compiles(tmp_path):
+    """With QK_PDL: the kernels wait for the one before them, once each, and let the next one start."""
+    if not shutil.which("nvcc"):
+        pytest.skip("no nvcc here")
+    ptx = tmp_path / "lut_decode1.ptx"
+    command = ["nvcc", "-std=c++20", "-DQK_PDL", "-arch=sm_90a", "-ptx", "-o", str(ptx)]
+    subprocess.run([*command, str(ROOT / "csrc/lut_linear/lut_decode1_kernels.cu")], check=True)
+    text = ptx.read_text()
+    kernels = len(re.findall(r"^\.visible \.entry|^\.weak \.entry", text, re.M))
+    assert kernels == 8 and text.count("griddepcontrol.wait") == kernels
+    assert text.count("griddepcontrol.launch_dependents") == kernels - 2  # two only add the parts up

@@ -28,7 +28,7 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 namespace simt {
 
-struct Index { unsigned x = 0; };
+struct Index { unsigned x = 0, y = 0, z = 0; };
 enum Wait { kRun, kBlock, kWarp };
 struct Lane {
   ucontext_t context;
@@ -44,6 +44,7 @@ inline unsigned current = 0;
 inline std::function<void()> body;
 inline unsigned char slots[1024][64];  // what a warp collective exchanges, one slot a thread
 inline Index thread, block, threads, blocks;
+inline std::unique_ptr<unsigned char[]> shared;  // of the block that runs: exactly as large as asked for
 enum Order { kForward, kReverse, kShuffled, kGreedy };
 inline Order order = kForward;
 
@@ -104,7 +105,7 @@ inline void run_block(unsigned count) {
   }
   std::vector<unsigned> warps((count + 31) / 32);
   std::iota(warps.begin(), warps.end(), 0u);
-  std::mt19937 random(block.x + 1);
+  std::mt19937 random(block.x + block.y + block.z + 1);
   for (;;) {
     bool progress = false;
     if (order == kReverse || order == kGreedy) std::sort(warps.begin(), warps.end(), std::greater<>());
@@ -124,12 +125,14 @@ inline void run_block(unsigned count) {
 }
 
 template <class F>
-void launch(unsigned grid, unsigned count, F kernel) {
+void launch(Index grid, unsigned count, size_t shared_bytes, F kernel) {
   body = kernel;
-  threads = {count};
-  blocks = {grid};
-  for (unsigned b = 0; b < grid; b++) {
-    block = {b};
+  threads = {count, 1, 1};
+  blocks = grid;
+  shared.reset(new unsigned char[shared_bytes]);
+  for (unsigned b = 0; b < grid.x * grid.y * grid.z; b++) {
+    block = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+    std::memset(shared.get(), 0xff, shared_bytes);  // poison: NaN, whatever the float type
     run_block(count);
   }
 }

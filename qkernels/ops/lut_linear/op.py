@@ -6,6 +6,7 @@ graph exported on a CPU runs on a GPU.
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from qkernels.ops.function import call
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape
 
 from . import reference
+from .plan import pick
 
 _linear = backends.define(
     "lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, "
@@ -44,17 +46,40 @@ def _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
     return reference.lut_linear(x, _reference_dequantize(codes, levels, scale, bits, group_size, n, k), bias)
 
 
+def _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend):
+    """For many rows: a part of the weight as floats, made by ``backend``, and the library's matmul."""
+    y, wide = x.new_empty(x.shape[0], n), x.float()  # the weight stays exact: not in x's dtype
+    with torch.autocast(x.device.type, enabled=False):
+        for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k, backend):
+            y[:, rows] = F.linear(wide, weight, None if bias is None else bias[rows].float())
+    return y
+
+
 if "cpu" in backends.backends_of("lut_linear"):
 
     @backends.kernel("lut_linear", "cpu")
     def _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
         if x.shape[0] < _MANY_ROWS:
             return torch.ops.qkernels_cpu.lut_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
-        y, wide = x.new_empty(x.shape[0], n), x.float()  # the weight stays exact: not in x's dtype
-        with torch.autocast("cpu", enabled=False):
-            for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k):
-                y[:, rows] = F.linear(wide, weight, None if bias is None else bias[rows].float())
-        return y
+        return _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, "auto")
+
+
+def _cuda_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
+    plan = pick(x.shape[0], n, k, bits, x.dtype, _sms(x.device))
+    if plan.kernel == "dequantize":
+        return _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, "cuda")
+    return torch.ops.qkernels_cuda.lut_decode(
+        x, codes, levels, scale, bias, bits, group_size, n, k, plan.stripes, plan.splits, plan.warps
+    )
+
+
+if hasattr(torch.ops.qkernels_cuda, "lut_decode"):
+    backends.kernel("lut_linear", "cuda")(_cuda_linear)
+
+
+@cache
+def _sms(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @backends.kernel("lut_dequantize", "auto")
@@ -101,10 +126,10 @@ def _times_weight(g, codes, levels, scale, bits, group_size, wide) -> Tensor:
     return dx
 
 
-def _row_chunks(codes, levels, scale, bits, group_size, n, k) -> Iterator[tuple[slice, Tensor]]:
+def _row_chunks(codes, levels, scale, bits, group_size, n, k, backend="auto") -> Iterator[tuple[slice, Tensor]]:
     """(rows, weight[rows] as float32 [rows, K]), one after another: only some rows of the weight are float at a time.
 
-    "auto" whatever runs: the weight is the same to the bit on every backend.
+    The weight is the same to the bit on every backend.
     """
     planes = [plane_shape(n, k, p) for p in PLANES[bits]]
     sizes = [512 * math.prod(shape) for shape in planes]
@@ -114,7 +139,7 @@ def _row_chunks(codes, levels, scale, bits, group_size, n, k) -> Iterator[tuple[
         stop = min(start + rows, n)
         part = slice(start // 16, -(-stop // 16))
         chunk = torch.cat([plane[part].flatten() for plane in stripes])
-        yield slice(start, stop), _dequantize(chunk, levels, scale[part], bits, group_size, stop - start, k, "auto")
+        yield slice(start, stop), _dequantize(chunk, levels, scale[part], bits, group_size, stop - start, k, backend)
 
 
 def linear(
@@ -157,6 +182,12 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
 
     Accumulated in float32, rounded to x's dtype once. Gradients reach x (dx = g @ W, W made a few rows at a time) and
     bias; codes, levels and scale get none. Under autocast x is cast as for ``F.linear``.
+
+    W is never rounded to x's dtype. On "cuda", up to 64 rows of float16 or bfloat16 meet the levels in x's dtype; levels
+    that it cannot hold become a sum of two or three terms that it can, and the codes are read once for each. (So
+    integers, POST's levels and others that fit cost nothing; a table learned in float32 takes up to three times as long,
+    and an infinite x may then give NaN.) A row of x gives the same bits in any batch of up to 64. More rows, and float32,
+    meet W in float32, a part of it at a time.
 
     Args:
         x: [..., K], float32 | float16 | bfloat16 (float64: reference only).

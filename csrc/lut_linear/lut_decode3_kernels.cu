@@ -1,0 +1,2 @@
+#include "lut_decode.cuh"
+namespace qk { QK_LUT_DECODE(3) }

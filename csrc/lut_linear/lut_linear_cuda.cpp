@@ -1,0 +1,84 @@
+// The CUDA side of packed weights. The Python side has checked shapes and devices, and chosen how the decode kernel is spread.
+#include <array>
+#include <optional>
+#include "../common/quant_cuda.h"
+#include "lut_linear_cuda_kernels.h"
+
+namespace {
+
+using qk::Tensor;
+using torch::headeronly::ScalarType;
+
+struct Weight {
+  Tensor scale;  // float32
+  qk::Packed packed;
+  int count;     // of levels
+  Weight(const Tensor& codes, const Tensor& levels, const Tensor& scales, int64_t bits, int64_t group, int64_t n, int64_t k)
+      : scale(torch::stable::contiguous(torch::stable::to(scales, ScalarType::Float))), count(int(levels.numel())) {
+    STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(), "codes must be uint8 and contiguous");
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(codes.data_ptr()) % 16 == 0, "codes must start at a multiple of 16 bytes");
+    STD_TORCH_CHECK(levels.scalar_type() == ScalarType::Float && levels.is_contiguous() && levels.numel() <= 256,
+                    "levels must be float32, contiguous, at most 256");
+    STD_TORCH_CHECK(bits == 1 || bits == 2 || bits == 3 || bits == 4 || bits == 8, "bits must be 1, 2, 3, 4 or 8, got ", bits);
+    STD_TORCH_CHECK(n > 0 && k > 0, "n and k must be positive, got ", n, " and ", k);
+    STD_TORCH_CHECK(group > 0 && k % group == 0, "group_size must divide k=", k, ", got ", group);
+    const int64_t stripes = (n + 15) / 16, low = bits == 3 ? 2 : bits;
+    const int64_t bytes = stripes * ((k * low + 255) / 256 + (bits == 3 ? (k + 255) / 256 : 0)) * 512;
+    STD_TORCH_CHECK(codes.numel() == bytes && scale.numel() == stripes * 16 * (k / group), "codes and scale must fit bits, n and k");
+    packed = {static_cast<const uint8_t*>(codes.data_ptr()), static_cast<const float*>(levels.data_ptr()),
+              static_cast<const float*>(scale.data_ptr()), int(bits), n, k, group, k / group};
+  }
+};
+
+Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
+  const torch::stable::accelerator::DeviceGuard guard(codes.get_device_index());
+  const Weight w(codes, levels, scale, bits, group_size, n, k);
+  Tensor out = torch::stable::new_empty(levels, {n, k});
+  qk::check(qk::lut_dequantize_cuda(w.packed, w.count, static_cast<float*>(out.data_ptr()), qk::current_stream(codes)), "lut_dequantize");
+  return out;
+}
+
+Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
+                  int64_t n, int64_t k, int64_t stripes, int64_t splits, int64_t warps) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Weight w(codes, levels, scale, bits, group_size, n, k);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16, "x must be float16 or bfloat16");
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k && x.is_contiguous(), "x must be contiguous [M, k=", k, "]");
+  STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
+  STD_TORCH_CHECK(k < qk::kDecodeMostColumns, "k must be below ", qk::kDecodeMostColumns, ", got ", k);
+  STD_TORCH_CHECK(w.scale.numel() < int64_t(1) << 31, "scale must have less than 2**31 values, got ", w.scale.numel());
+  STD_TORCH_CHECK(stripes >= 1 && splits >= 1 && splits <= 65535, "stripes and splits must be positive, got ", stripes, " and ", splits);
+  STD_TORCH_CHECK((n + 15) / 16 <= stripes * 65535, "stripes must be at least n / 16 / 65535, got ", stripes);
+  STD_TORCH_CHECK(warps == 1 || warps == 2 || warps == 4 || warps == 8, "warps must be 1, 2, 4 or 8, got ", warps);
+  const int64_t M = x.size(0), columns = qk::decode_columns(int(bits)), ld = (k + columns - 1) / columns * columns;
+  Tensor y = torch::stable::new_empty(x, {M, n});
+  if (M == 0) return y;
+  Tensor rows = x;
+  if (ld != k || reinterpret_cast<uintptr_t>(x.data_ptr()) % 16) rows = torch::stable::pad(x, {0, ld - k});
+  std::optional<Tensor> wide_bias;
+  if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  Tensor partial = torch::stable::new_empty(levels, {splits > 1 ? splits * M * n : 0});
+  const qk::Decode d{w.packed, w.count, rows.data_ptr(), M, ld,
+                     wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr, y.data_ptr(),
+                     static_cast<float*>(partial.data_ptr()), {int(stripes), int(splits), int(warps)}};
+  const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
+  const cudaStream_t stream = qk::current_stream(x);
+  const auto run = [&] {
+    switch (bits) {
+      case 1: return qk::lut_decode_cuda<1>(d, bfloat16, stream);
+      case 2: return qk::lut_decode_cuda<2>(d, bfloat16, stream);
+      case 3: return qk::lut_decode_cuda<3>(d, bfloat16, stream);
+      case 4: return qk::lut_decode_cuda<4>(d, bfloat16, stream);
+      default: return qk::lut_decode_cuda<8>(d, bfloat16, stream);
+    }
+  };
+  qk::check(run(), "lut_linear");
+  return y;
+}
+
+QK_EXPORT(cuda, lut_dequantize, "(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, int n, int k) -> Tensor")
+QK_EXPORT(cuda, lut_decode,
+          "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k, "
+          "int stripes, int splits, int warps) -> Tensor")
+
+}  // namespace

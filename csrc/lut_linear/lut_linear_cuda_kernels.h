@@ -1,0 +1,38 @@
+// What the .cu files of lut_linear offer their binding, torch-free.
+#pragma once
+#ifndef QK_SIMT_HOST
+#include <cuda_runtime.h>
+#endif
+#include "lut_linear.h"
+
+namespace qk {
+
+// How the decode kernel is spread over the GPU: what pick() of qkernels/ops/lut_linear/plan.py chose. Of these and of N, K and
+// bits alone depends the order in which a row of x is added.
+struct DecodePlan {
+  int stripes;  // that one thread block works through
+  int splits;   // of K over thread blocks
+  int warps;    // of a thread block that split K: 1, 2, 4 or 8; the others work on other stripes
+};
+
+struct Decode {
+  Packed w;              // levels: [count]
+  int count;             // of levels
+  const void* x;         // [M, ld], zero from K on; 16-byte aligned
+  int64_t M, ld;         // ld: a multiple of decode_columns(bits), at least K
+  const float* bias;     // [N] or null
+  void* y;               // [M, N], x's dtype
+  float* partial;        // [splits, M, N]; unused with one split
+  DecodePlan plan;
+};
+
+// Columns that a warp decodes at a time: 1 to 4 loads of 512 bytes. With more the compiler collects loads until it spills.
+constexpr int decode_columns(int bits) { return bits == 8 ? 128 : 256; }
+// Group indices come from a multiplication, exact up to here (lut_linear.cuh).
+constexpr int64_t kDecodeMostColumns = 1 << 20;
+
+cudaError_t lut_dequantize_cuda(const Packed& w, int count, float* out, cudaStream_t stream);
+template <int BITS>
+cudaError_t lut_decode_cuda(const Decode& d, bool bfloat16, cudaStream_t stream);
+
+}  // namespace qk

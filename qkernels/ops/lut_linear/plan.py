@@ -1,0 +1,63 @@
+"""How ``lut_linear`` runs on a CUDA device: which way, and how the decode kernel is spread over the device.
+
+>>> pick(1, 4096, 4096, 4, torch.bfloat16, sms=132)
+Plan(kernel='decode', stripes=1, splits=1, warps=8)
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+MOST_ROWS = 64  # of x that are decoded for; beyond, the weight is made once. (Not yet timed on a GPU.)
+MOST_COLUMNS = 1 << 20  # kDecodeMostColumns of csrc/lut_linear/lut_linear_cuda_kernels.h
+_BLOCKS_PER_SM = 2  # what registers and shared memory allow
+_WARPS = 8  # of a thread block
+_MOST_BLOCKS = 65535  # along one axis of a grid
+# What is not decoding, in units of a warp's batch; on an H200 about 1 us with 4 bits. (Estimates, not yet timed.)
+_FILL, _ROUND, _REDUCE = 0.25, 0.1, 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """kernel: "decode" (few rows: codes become levels in registers) or "dequantize" (a part of the weight as float32 at
+    a time, then the library's matmul). For "decode": 16-row stripes a thread block, thread blocks and warps that split
+    K."""
+
+    kernel: str
+    stripes: int = 0
+    splits: int = 0
+    warps: int = 0
+
+
+def pick(M: int, N: int, K: int, bits: int, dtype: torch.dtype, sms: int) -> Plan:
+    """The plan for x [M, K] times a weight [N, K] on ``sms`` multiprocessors.
+
+    How K is split does not depend on M: a row of x gives the same bits in every batch that is decoded for.
+    """
+    if dtype not in (torch.float16, torch.bfloat16) or M > MOST_ROWS or K >= MOST_COLUMNS:
+        return Plan("dequantize")
+    return Plan("decode", *_spread(N, K, bits, sms))
+
+
+@lru_cache(maxsize=1024)
+def _spread(N: int, K: int, bits: int, sms: int) -> tuple[int, int, int]:
+    """(stripes, splits, warps) of the least time: waves of thread blocks x what one of them does."""
+    rows, batches = math.ceil(N / 16), math.ceil(K / (128 if bits == 8 else 256))
+    slots = _BLOCKS_PER_SM * sms
+    best = None
+    for warps in (8, 4, 2, 1):
+        side = _WARPS // warps  # stripes at a time
+        least = math.ceil(rows / _MOST_BLOCKS / side) * side
+        for splits in range(1, min(batches, 16) + 1):
+            all_at_once = math.ceil(rows / max(slots // splits, 1) / side) * side
+            for stripes in {least, max(least, all_at_once)}:
+                blocks = math.ceil(rows / stripes)
+                rounds = math.ceil(min(stripes, rows) / side)
+                one = _FILL + rounds * (math.ceil(math.ceil(batches / splits) / warps) + _ROUND)
+                time = math.ceil(blocks * splits / slots) * one + (_REDUCE if splits > 1 else 0)
+                if best is None or (time, splits, -warps, stripes) < best:
+                    best = (time, splits, -warps, stripes)
+    _, splits, minus_warps, stripes = best
+    return stripes, splits, -minus_warps

@@ -1,0 +1,185 @@
+// The CUDA kernels of packed weights, thread by thread on the CPU (csrc/common/simt_host.h), against the plain sum. Small integers:
+// every sum is exact, so the results must be equal. The codes are laid out here by the definition, t16_offset of qkernels/pack.py.
+// With FEW defined, two kernels a width instead of six: under the sanitizers the compiler needs minutes for all.
+#define QK_SIMT_HOST
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <vector>
+#include "check.h"
+#include "../../csrc/lut_linear/lut_decode.cuh"
+#include "../../csrc/lut_linear/lut_dequantize.cuh"
+
+using namespace qk;
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory of exactly this size, aligned as torch's is, so that the sanitizer sees a read beyond it.
+template <class T>
+struct Memory {
+  std::unique_ptr<T[], void (*)(T*)> data;
+  int64_t size;
+  explicit Memory(int64_t n)
+      : data(static_cast<T*>(operator new[](n * sizeof(T), std::align_val_t(64))), [](T* p) { operator delete[](p, std::align_val_t(64)); }),
+        size(n) {
+    std::memset(data.get(), 0xff, n * sizeof(T));
+  }
+  T* get() const { return data.get(); }
+  T& operator[](int64_t i) const { return data[i]; }
+};
+
+struct Weight {
+  int bits;
+  int64_t N, K, group, G, stripes;
+  std::vector<int> code;  // [N, K]
+  Memory<uint8_t> codes;
+  Memory<float> levels, scale;
+
+  static int64_t plane_bytes(int64_t N, int64_t K, int p) { return ceil_div(N, 16) * ceil_div(K, 256 / p) * 512; }
+  static int64_t bytes(int64_t N, int64_t K, int bits) { return bits == 3 ? plane_bytes(N, K, 2) + plane_bytes(N, K, 1) : plane_bytes(N, K, bits); }
+
+  void put_code(int64_t from, int p, int64_t n, int64_t k, int v) {
+    const int64_t width = 256 / p, tile = n / 16 * ceil_div(K, width) + k / width, lane = n % 8 * 4 + k % 32 / 8;
+    const int64_t sub = k % width / 32, start = from + tile * 512 + lane * 16 + n % 16 / 8 * 8;
+    if (p == 8) codes[start + k % 8] = uint8_t(v);
+    else codes[start + sub / (4 / p) * 4 + k % 8 / 2] |= uint8_t(v << (k % 2 * 4 + sub % (4 / p) * p));
+  }
+
+  // factor: of the levels, whose values are otherwise whole numbers from -2**(bits-1) on, in another order.
+  Weight(int bits, int64_t N, int64_t K, int64_t group, float factor = 1)
+      : bits(bits), N(N), K(K), group(group), G(K / group), stripes(ceil_div(N, 16)), code(N * K), codes(bytes(N, K, bits)),
+        levels(int64_t(1) << bits), scale(stripes * G * 16) {
+    std::mt19937 random(unsigned(bits * 1000 + N + K + group));
+    std::memset(codes.get(), 0, codes.size);
+    for (int i = 0; i < 1 << bits; i++) levels[i] = float((i * 5 + 3) % (1 << bits) - (1 << (bits - 1))) * factor;
+    for (int64_t i = 0; i < scale.size; i++) scale[i] = std::ldexp(float(int(random() % 3) + 1), int(random() % 3) - 1);
+    for (int64_t n = 0; n < N; n++)
+      for (int64_t k = 0; k < K; k++) {
+        const int c = code[n * K + k] = int(random() % (1u << bits));
+        if (bits == 3) put_code(0, 2, n, k, c & 3), put_code(plane_bytes(N, K, 2), 1, n, k, c >> 2);
+        else put_code(0, bits, n, k, c);
+      }
+  }
+  Packed packed() const { return {codes.get(), levels.get(), scale.get(), bits, N, K, group, G}; }
+  float value(int64_t n, int64_t k) const {
+    return levels[code[n * K + k]] * scale[(n / 16 * G + k / group) * 16 + n % 16] + 0.0f;
+  }
+};
+
+static void run_dequantize(const Weight& w) {
+  Memory<float> out(w.N * w.K);
+  lut_dequantize_any(w.packed(), int(w.levels.size), out.get(), nullptr);
+  for (int64_t n = 0; n < w.N; n++)
+    for (int64_t k = 0; k < w.K; k++) CHECK(bits_of(out[n * w.K + k]) == bits_of(w.value(n, k)));
+}
+
+using Launch = cudaError_t (*)(const Decode&, cudaStream_t);
+
+// x [M, K] times w; what the kernel returns in x's dtype, or with several splits their sum in float32.
+template <class T>
+static std::vector<float> decode(Launch launch, const Weight& w, const std::vector<float>& x, int64_t M, DecodePlan plan,
+                                 const float* bias = nullptr, bool rounded = true) {
+  const int64_t columns = decode_columns(w.bits), ld = ceil_div(w.K, columns) * columns;
+  Memory<T> rows(M * ld), y(M * w.N);
+  Memory<float> partial(plan.splits > 1 ? plan.splits * M * w.N : 0);
+  for (int64_t i = 0; i < M * ld; i++) from_float(i % ld < w.K ? x[i / ld * w.K + i % ld] : 0.0f, &rows[i]);
+  launch({w.packed(), int(w.levels.size), rows.get(), M, ld, bias, y.get(), partial.get(), plan}, nullptr);
+  std::vector<float> out(M * w.N);
+  for (int64_t i = 0; i < M * w.N; i++) {
+    out[i] = to_float(y[i]);
+    if (rounded) continue;
+    out[i] = partial[i];
+    for (int s = 1; s < plan.splits; s++) out[i] += partial[s * M * w.N + i];
+  }
+  return out;
+}
+
+template <class T>
+static void run_decode(Launch launch, const Weight& w, int64_t M, DecodePlan plan, bool with_bias) {
+  std::mt19937 random{unsigned(M)};
+  std::vector<float> x(M * w.K), values(w.N * w.K);
+  Memory<float> bias(w.N);
+  for (auto& v : x) v = float(int(random() % 3) - 1);
+  for (int64_t n = 0; n < w.N; n++) bias[n] = float(int(random() % 9) - 4);
+  for (int64_t i = 0; i < w.N * w.K; i++) values[i] = w.value(i / w.K, i % w.K);
+  const std::vector<float> y = decode<T>(launch, w, x, M, plan, with_bias ? bias.get() : nullptr);
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t n = 0; n < w.N; n++) {
+      float total = 0;
+      for (int64_t k = 0; k < w.K; k++) total += values[n * w.K + k] * x[m * w.K + k];
+      T want;
+      from_float(with_bias ? total + bias[n] : total, &want);
+      CHECK(to_float(want) == y[m * w.N + n]);
+    }
+}
+
+// Levels that T cannot hold come out as they are: one column of x is 1, the scale is 1.
+template <class T>
+static void run_any_levels(Launch launch, int bits) {
+  for (float factor : {0.1f, 3.14159e-7f, 2.71828e6f}) {
+    Weight w(bits, 20, 32, 32, factor);
+    for (int64_t i = 0; i < w.scale.size; i++) w.scale[i] = 1;
+    for (int i = 0; i < 1 << bits; i++) w.levels[i] *= 1 + float(i) / 77;
+    std::vector<float> x(3 * 32);
+    for (int m = 0; m < 3; m++) x[m * 32 + m * 13] = 1;
+    for (auto order : {simt::kForward, simt::kReverse, simt::kShuffled, simt::kGreedy}) {
+      simt::order = order;
+      const std::vector<float> y = decode<T>(launch, w, x, 3, {2, 2, 8}, nullptr, false);  // one stripe after the other
+      for (int m = 0; m < 3; m++)
+        for (int64_t n = 0; n < w.N; n++) CHECK(y[m * w.N + n] == w.value(n, m * 13));
+    }
+  }
+}
+
+// A row alone has the bits that it has among others, whatever its values.
+template <class T, int BITS>
+static void run_batches(const Weight& w) {
+  std::mt19937 random(1);
+  std::vector<float> x(17 * w.K);
+  for (auto& v : x) v = float(int(random() % 2001) - 1000) / 700;
+  const std::vector<float> y = decode<T>(lut_decode_groups<T, BITS>, w, x, 17, {2, 2, 4});
+  for (int m : {0, 7, 16}) {
+    const std::vector<float> alone = decode<T>(lut_decode_groups<T, BITS>, w, {x.begin() + m * w.K, x.begin() + (m + 1) * w.K}, 1, {2, 2, 4});
+    for (int64_t n = 0; n < w.N; n++) CHECK(bits_of(alone[n]) == bits_of(y[m * w.N + n]));
+  }
+}
+
+// Every group, with an odd number of groups a row or of columns; every count of rows at which the kernel changes.
+template <int BITS>
+static void run_bits() {
+  int turn = BITS;
+  for (int64_t group : {32, 64, 128, 256, 0}) {
+    const int64_t K = group ? group * (group == 32 ? 21 : group == 64 ? 11 : group == 128 ? 5 : 3) : 709;
+    const Weight w(BITS, 33, K, group ? group : K);
+    run_dequantize(w);
+#ifdef FEW
+    simt::order = simt::Order(turn++ % 4);
+    run_decode<bfloat>(lut_decode<bfloat, BITS, 1, true>, w, 9, {2, 2, 4}, true);
+    if (group == 0 || group % 128 == 0) run_decode<half>(lut_decode<half, BITS, 2, false>, w, 9, {2, 1, 4}, true);
+#else
+    for (int64_t M : {1, 2, 4, 5, 8, 9, 16, 17, 33, 64}) {
+      turn++;
+      simt::order = simt::Order(turn % 4);
+      const DecodePlan plans[] = {{1, 1, 8}, {3, 1, 2}, {2, 2, 4}, {4, 3, 1}, {2, 1, 4}};
+      const DecodePlan plan = plans[turn % 5];
+      if (turn % 3) run_decode<bfloat>(lut_decode_groups<bfloat, BITS>, w, M, plan, turn % 2);
+      else run_decode<half>(lut_decode_groups<half, BITS>, w, M, plan, turn % 2);
+    }
+    if (group % 128 == 64) run_batches<bfloat, BITS>(w);
+    if (group == 256) run_batches<half, BITS>(w);
+#endif
+  }
+  run_any_levels<bfloat>(lut_decode<bfloat, BITS, 1, true>, BITS);
+  run_any_levels<half>(lut_decode<half, BITS, 2, false>, BITS);
+}
+
+int main() {
+  run_bits<1>();
+  run_bits<2>();
+  run_bits<3>();
+  run_bits<4>();
+  run_bits<8>();
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}

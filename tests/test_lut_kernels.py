@@ -1,0 +1,138 @@
+"""What the kernels of lut_linear for a GPU promise and a machine without one can show. Their CUDA part runs in
+tests/test_native.py, thread by thread; tests/test_gpu.py is for a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import qkernels as qk
+from qkernels.ops.lut_linear import op
+from qkernels.ops.lut_linear.plan import MOST_COLUMNS, MOST_ROWS, Plan, pick
+from qkernels.pack import PLANES, LutWeight
+
+from .test_matmul import make, randint, randn
+
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py runs it on the GPU")
+
+
+@interpreted
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize(("N", "K", "P"), [(1, 1, 1), (17, 96, 51), (33, 257, 33), (20, 512, 40)])
+def test_triton_decodes_every_width_and_group(bits, N, K, P):
+    w = make(N, K, bits=bits, P=P)
+    got, want = qk.lut_dequantize(w, backend="triton"), w.dequantize()
+    assert torch.equal(got, want) and torch.equal(got.signbit(), want.signbit())
+
+
+@interpreted
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize("M", [1, 17, 65])
+def test_triton_multiplies_integers_exactly(bits, M):
+    for N, K, P in ((17, 96, 51), (35, 70, 35)):
+        w = make(N, K, bits=bits, P=P, integers=True)
+        for dtype, bias in ((torch.float32, randint(N, seed=2)), (torch.float16, None)):
+            x = randint(M, K)
+            want = F.linear(x.double(), w.dequantize().double(), None if bias is None else bias.double())
+            assert torch.equal(qk.lut_linear(x.to(dtype), w, bias, backend="triton"), want.to(dtype))
+
+
+@interpreted
+def test_triton_keeps_a_nan_in_its_row_and_returns_no_minus_zero():
+    w = make(20, 70, P=20)
+    x = randn(3, 70)
+    x[1, 0] = float("nan")
+    y = qk.lut_linear(x, w, backend="triton")
+    assert y[1].isnan().all() and not y[[0, 2]].isnan().any()
+    zeros = LutWeight.pack(w.unpack(), torch.tensor([0.0, -0.0] * 8), torch.tensor([-1.0]), bits=4)
+    assert not qk.lut_dequantize(zeros, backend="triton").signbit().any()
+
+
+@interpreted
+def test_triton_takes_low_precision_scales_and_no_rows():
+    codes = torch.randint(0, 16, (20, 64))
+    w = LutWeight.pack(codes, torch.randn(16), torch.rand(20) + 0.1, bits=4, scale_dtype=torch.bfloat16)
+    assert torch.equal(qk.lut_dequantize(w, backend="triton"), w.dequantize())
+    assert qk.lut_linear(torch.zeros(0, 64), w, backend="triton").shape == (0, 20)
+
+
+@pytest.fixture
+def cuda_calls(monkeypatch):
+    """op._cuda_linear on CPU tensors: a device of 4 multiprocessors, and the calls of the decode kernel, not run."""
+    calls = []
+
+    def decode(x, codes, levels, scale, bias, bits, group_size, n, k, stripes, splits, warps):
+        calls.append((x.shape[0], Plan("decode", stripes, splits, warps)))
+        return op._reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
+
+    monkeypatch.setattr(op, "_sms", lambda device: 4)
+    monkeypatch.setattr(torch.ops.qkernels_cuda, "lut_decode", decode, raising=False)
+    monkeypatch.setattr(op, "_CHUNK", 16 * 96 * 2)
+    whole = op._dequantize
+    monkeypatch.setattr(op, "_dequantize", lambda *args: whole(*args[:-1], "reference"))  # for "cuda"
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("M", [0, 1, MOST_ROWS, MOST_ROWS + 1])
+def test_cuda_decodes_for_few_rows_and_makes_the_weight_for_many(cuda_calls, dtype, M):
+    w, x, bias = make(75, 96, P=225, integers=True), randint(M, 96).to(dtype), randint(75, seed=2)
+    y = op._cuda_linear(x, w.codes, w.levels, w.scale, bias, 4, 32, 75, 96)
+    assert y.dtype == dtype and torch.equal(y, F.linear(x.double(), w.dequantize().double(), bias.double()).to(dtype))
+    decoded = dtype != torch.float32 and M <= MOST_ROWS
+    assert cuda_calls == ([(M, pick(M, 75, 96, 4, dtype, 4))] if decoded else [])
+
+
+SHAPES = [
+    (1, 1),
+    (16, 64),
+    (17, 4096),
+    (768, 768),
+    (4096, 4096),
+    (14336, 4096),
+    (4096, 14336),
+    (152064, 8192),
+    (1 << 24, 64),
+]
+
+
+@pytest.mark.parametrize("sms", [1, 108, 132, 10**6])
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize(("N", "K"), SHAPES)
+def test_a_plan_covers_the_weight_within_the_limits_of_a_grid(N, K, bits, sms):
+    plan = pick(1, N, K, bits, torch.bfloat16, sms)
+    assert plan.kernel == "decode" and plan.warps in (1, 2, 4, 8) and plan.stripes % (8 // plan.warps) == 0
+    assert 1 <= plan.splits <= max(1, -(-K // (128 if bits == 8 else 256)))
+    assert -(-N // (16 * plan.stripes)) <= 65535
+
+
+@pytest.mark.parametrize(("N", "K"), [(4096, 4096), (14336, 4096), (4096, 14336), (28672, 8192), (8192, 28672)])
+def test_a_plan_of_a_large_layer_keeps_most_of_the_device_busy(N, K):
+    """Stripes x K that the slowest slot (two a multiprocessor) works on, against an equal share."""
+    plan = pick(1, N, K, 4, torch.bfloat16, 132)
+    rows, batches = N // 16, K // 256
+    waves = -(-(-(-rows // plan.stripes) * plan.splits) // 264)
+    each = plan.stripes * -(-batches // plan.splits)
+    assert rows * batches / 264 >= 0.8 * waves * each
+
+
+def test_how_k_is_split_does_not_depend_on_the_number_of_rows():
+    plans = {pick(M, 4096, 4096, 4, torch.float16, 132) for M in range(1, MOST_ROWS + 1)}
+    assert plans == {Plan("decode", stripes=1, splits=1, warps=8)}
+
+
+def test_what_is_not_decoded():
+    dequantize = Plan("dequantize")
+    assert pick(1, 64, 64, 4, torch.float32, 132) == dequantize
+    assert pick(MOST_ROWS + 1, 64, 64, 4, torch.bfloat16, 132) == dequantize
+    assert pick(1, 64, MOST_COLUMNS, 4, torch.bfloat16, 132) == dequantize
+    assert pick(1, 64, MOST_COLUMNS - 32, 4, torch.bfloat16, 132).kernel == "decode"
+
+
+@interpreted
+def test_triton_is_as_good_as_plain_pytorch():
+    w, x = make(40, 128, P=160), randn(9, 128)
+    truth = F.linear(x.double(), w.dequantize(torch.float64))
+    own = (F.linear(x, w.dequantize()) - truth).abs().max()
+    size = F.linear(x.double().abs(), w.dequantize(torch.float64).abs()).max()
+    got = qk.lut_linear(x, w, backend="triton")
+    assert (got - truth).abs().max() <= 2 * own + torch.finfo(torch.float32).eps * size
