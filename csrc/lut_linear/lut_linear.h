@@ -15,15 +15,16 @@ struct Packed {
 };
 
 constexpr int kStripe = 16;  // rows
-constexpr int kSpan = 256;   // columns decoded at a time: one tile of a 1-bit plane, eight of an 8-bit plane
 
 struct LutKernels {
   // Rows of stripes [begin, end) of w [N, K] float32.
   void (*dequantize)(const Packed&, int64_t begin, int64_t end, float* w);
-  // Columns of stripes [begin, end) of y [M, N] = x w^T + bias; x [M, ld] float32, zero from K to the next multiple of 16.
-  // sums: scratch, [M][16] vectors of 16 floats.
-  void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, int64_t M, int64_t ld, const float* bias, float* y,
+  // Columns of stripes [begin, end) of y [M, N] = x w^T + bias.
+  // x: float32, in tiles of T rows, T <= tile: [M / T rounded up][K rounded up to 32][T], 0 where it is padded.
+  // sums: scratch, [M rounded up to T][pair] vectors of 16 floats.
+  void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, float* y,
                  float* sums);
+  int tile, pair;
 };
 
 }  // namespace qk

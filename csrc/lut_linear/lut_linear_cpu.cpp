@@ -51,30 +51,44 @@ Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, i
   return out;
 }
 
+// x [M, k] -> [M / T rounded up][k rounded up to 32][T], filled up with zeros.
+std::vector<float> in_tiles(const float* x, int64_t M, int64_t k, int64_t T) {
+  const int64_t tiles = (M + T - 1) / T, padded = (k + 31) / 32 * 32;
+  std::vector<float> out(tiles * padded * T);
+  torch::stable::parallel_for(0, padded / 32, std::max<int64_t>(1, 1024 / M), [&](int64_t begin, int64_t end) {
+    for (int64_t m = 0; m < M; m++) {
+      float* to = out.data() + m / T * padded * T + m % T;
+      for (int64_t i = begin * 32; i < std::min(end * 32, k); i++) to[i * T] = x[m * k + i];
+    }
+  });
+  return out;
+}
+
 Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
                   int64_t group_size, int64_t n, int64_t k) {
   const Weight w(codes, levels, scale, bits, group_size, n, k);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
-  const int64_t M = x.size(0), ld = (k + 15) / 16 * 16;
+  const qk::LutKernels& kernels = qk::lut_kernels();
+  const int64_t M = x.size(0), tiles = (M + kernels.tile - 1) / kernels.tile, T = tiles ? (M + tiles - 1) / tiles : 1;
   const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
   const float* rows = static_cast<const float*>(wide.data_ptr());
-  std::vector<float> padded;
-  if (ld != k) {
-    padded.assign(M * ld, 0.0f);
-    for (int64_t m = 0; m < M; m++) std::copy_n(rows + m * k, k, padded.data() + m * ld);
-    rows = padded.data();
+  std::vector<float> tiled;
+  if (M > 1 || k % 32 != 0) {
+    tiled = in_tiles(rows, M, k, T);
+    rows = tiled.data();
   }
   std::optional<Tensor> wide_bias;
   if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
   const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
   Tensor y = torch::stable::new_empty(wide, {M, n});
   float* to = static_cast<float*>(y.data_ptr());
-  const auto kernel = qk::lut_kernels().linear;
+  constexpr int64_t kUnit = 4;  // stripes that a kernel may take at a time
   if (M > 0)
-    torch::stable::parallel_for(0, stripes(n), std::max<int64_t>(1, 4096 / (k * M)), [&](int64_t begin, int64_t end) {
-      std::vector<float> sums(M * qk::kStripe * 16);
-      kernel(w.packed, begin, end, rows, M, ld, b, to, sums.data());
+    torch::stable::parallel_for(0, (stripes(n) + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (k * M)),
+                                [&](int64_t begin, int64_t end) {
+      std::vector<float> sums(tiles * T * kernels.pair * qk::kStripe);
+      kernels.linear(w.packed, begin * kUnit, std::min(end * kUnit, stripes(n)), rows, M, T, b, to, sums.data());
     });
   return torch::stable::to(y, x.scalar_type());
 }
