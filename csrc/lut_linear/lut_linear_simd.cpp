@@ -13,14 +13,14 @@ using qk::kStripe;
 constexpr int kSegment = 128;
 constexpr int kBlock = 32;  // columns of a sub-block
 
-// How many vectors of sums are held in registers: kTile activation rows by kPair stripes. Up to kDirect rows multiply
-// the levels as they come out of the table; more share what is decoded into a buffer that stays in the L1 cache.
+// Few activation rows multiply the levels as they come out of the table (`direct`); more share what is decoded into a
+// buffer that stays in the L1 cache (`shared`), and then sums of kTile rows by kPair stripes are in registers.
 #if QK_ISA == 512
-constexpr int kTile = 12, kPair = 2, kDirect = 4;
+constexpr int kTile = 12, kPair = 2;
 #elif QK_ISA == 2
-constexpr int kTile = 6, kPair = 1, kDirect = 2;
+constexpr int kTile = 6, kPair = 1;
 #else
-constexpr int kTile = 4, kPair = 1, kDirect = 1;
+constexpr int kTile = 4, kPair = 1;
 #endif
 
 QK_IN int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -46,43 +46,48 @@ QK_IN void finish(const Packed& w, int64_t stripe, F total, const float* bias, f
   }
 }
 
-// R stripes times M activation rows, x [K][M]: from the words to the sums, all in registers.
+// R stripes from `stripe` on, times M activation rows, x [K][M]: from the words to the sums, all in registers. Those at
+// `end` and beyond are computed as the last one again, and not written.
 template <int bits, int R, int M>
-QK_LONG void direct(const Packed& w, int64_t stripe, const float* x, const float* bias, float* y) {
+QK_LONG void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, float* y) {
   using C = Codes<bits>;
   const C codes(w);
   const Table<bits> table(w.levels);
   const int64_t blocks = (w.K + kBlock - 1) / kBlock;
+  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
   I words[R][C::kWords];
   F d[R][M], total[R][M];
   for (int r = 0; r < R; r++)
     for (int m = 0; m < M; m++) total[r][m] = d[r][m] = F(0.0f);
   Segment segment(w);
-  for (int64_t block = 0; block < blocks; block += C::kBlocks) {
-    for (int r = 0; r < R; r++) codes.load(stripe + r, block, words[r]);
-    unroll<C::kBlocks>([&](auto b) QK_INLINE_LAMBDA {
-      if (block + b >= blocks) return;
-      const float* from = x + (block + b) * kBlock * M;
-      for (int t = 0; t < 4; t++, from += 8 * M) {
-        codes.template prefetch<R>(stripe, block + b, t);
-        C::template octet<R, b>(words, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
-          const F level = table(code);
-          for (int m = 0; m < M; m++) d[r][m] = fused(level, F(from[i * M + m]), d[r][m]);
-        });
-      }
-      if ((block + b + 1) * kBlock >= segment.end) {
-        for (int r = 0; r < R; r++) {
-          const F scale = segment.scale(w, stripe + r);
-          for (int m = 0; m < M; m++) {
-            total[r][m] = fused(d[r][m], scale, total[r][m]);
-            d[r][m] = F(0.0f);
-          }
+  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
+    for (int r = 0; r < R; r++) codes.load(at(r), start, words[r]);
+    for (int first = 0; first < C::kBlocks; first += C::kSteps) {
+      QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
+        const int64_t block = start + first + s;
+        if (block >= blocks) break;
+        for (int t = 0; t < 4; t++) {
+          const float* from = x + (block * kBlock + 8 * t) * M;
+          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
+          C::octet(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
+            const F level = table(code);
+            for (int m = 0; m < M; m++) d[r][m] = fused(level, F(from[i * M + m]), d[r][m]);
+          });
         }
-        segment.next(w);
+        if ((block + 1) * kBlock >= segment.end) {
+          for (int r = 0; r < R; r++) {
+            const F scale = segment.scale(w, at(r));
+            for (int m = 0; m < M; m++) {
+              total[r][m] = fused(d[r][m], scale, total[r][m]);
+              d[r][m] = F(0.0f);
+            }
+          }
+          segment.next(w);
+        }
       }
-    });
+    }
   }
-  for (int r = 0; r < R; r++)
+  for (int r = 0; r < R && stripe + r < end; r++)
     for (int m = 0; m < M; m++) finish(w, stripe + r, total[r][m], bias, y + m * w.N);
 }
 
@@ -108,69 +113,73 @@ QK_LONG void tile(const float* levels, const float* x, int64_t columns, const F*
 }
 
 using Tile = void (*)(const float*, const float*, int64_t, const F*, float*);
-template <int R, int... m> QK_IN Tile tile_of(Ints<m...>, int64_t rows) {
-  static constexpr Tile all[] = {tile<R, m + 1>...};
-  return all[rows - 1];
+template <int M> Tile tile_of(int64_t rows) {
+  if constexpr (M == 1) return tile<kPair, 1>;
+  else return rows == M ? tile<kPair, M> : tile_of<M - 1>(rows);
 }
 
-// R stripes times M activation rows in tiles of T, x [M / T rounded up][K rounded up to 32][T].
-template <int bits, int R>
-QK_LONG void shared(const Packed& w, int64_t stripe, const float* x, int64_t M, int64_t T, const float* bias, float* y,
-                    float* sums) {
+// kPair stripes as above, times M activation rows in tiles of T, x [M / T rounded up][K rounded up to 32][T].
+template <int bits>
+QK_LONG void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
+                    float* y, float* sums) {
   using C = Codes<bits>;
+  constexpr int R = kPair;
   const C codes(w);
   const Table<bits> table(w.levels);
   const int64_t blocks = (w.K + kBlock - 1) / kBlock, tiles = (M + T - 1) / T;
-  const Tile multiply = tile_of<R>(typename Range<kTile>::type{}, T);
+  const Tile multiply = tile_of<kTile>(T);
+  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
   memset(sums, 0, tiles * T * R * kLanes * sizeof(float));
   I words[R][C::kWords];
   alignas(64) float levels[kSegment * R * kLanes];
   Segment segment(w);
-  int64_t start = 0;  // of the segment
-  for (int64_t block = 0; block < blocks; block += C::kBlocks) {
-    for (int r = 0; r < R; r++) codes.load(stripe + r, block, words[r]);
-    unroll<C::kBlocks>([&](auto b) QK_INLINE_LAMBDA {
-      const int64_t k = (block + b) * kBlock;
-      if (block + b >= blocks) return;
-      for (int t = 0; t < 4; t++) {
-        float* to = levels + (k - start + 8 * t) * R * kLanes;
-        codes.template prefetch<R>(stripe, block + b, t);
-        C::template octet<R, b>(words, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
-          store(to + (i * R + r) * kLanes, table(code));
-        });
+  int64_t begin = 0;  // of the segment
+  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
+    for (int r = 0; r < R; r++) codes.load(at(r), start, words[r]);
+    for (int first = 0; first < C::kBlocks; first += C::kSteps) {
+      QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
+        const int64_t block = start + first + s, k = block * kBlock;
+        if (block >= blocks) break;
+        for (int t = 0; t < 4; t++) {
+          float* to = levels + (k - begin + 8 * t) * R * kLanes;
+          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
+          C::octet(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
+            store(to + (i * R + r) * kLanes, table(code));
+          });
+        }
+        if (k + kBlock >= segment.end) {
+          F scale[R];
+          for (int r = 0; r < R; r++) scale[r] = segment.scale(w, at(r));
+          for (int64_t i = 0; i < tiles; i++)
+            multiply(levels, x + (i * blocks * kBlock + begin) * T, k + kBlock - begin, scale, sums + i * T * R * kLanes);
+          begin = k + kBlock;
+          segment.next(w);
+        }
       }
-      if (k + kBlock >= segment.end) {
-        F scale[R];
-        for (int r = 0; r < R; r++) scale[r] = segment.scale(w, stripe + r);
-        for (int64_t i = 0; i < tiles; i++)
-          multiply(levels, x + (i * blocks * kBlock + start) * T, k + kBlock - start, scale, sums + i * T * R * kLanes);
-        start = k + kBlock;
-        segment.next(w);
-      }
-    });
+    }
   }
   for (int64_t m = 0; m < M; m++)
-    for (int r = 0; r < R; r++) finish(w, stripe + r, load(sums + (m * R + r) * kLanes), bias, y + m * w.N);
-}
-
-// As many stripes at a time as there are, R at most.
-template <int bits, int R, int M>
-void direct_stripes(const Packed& w, int64_t begin, int64_t end, const float* x, const float* bias, float* y) {
-  for (; begin + R <= end; begin += R) direct<bits, R, M>(w, begin, x, bias, y);
-  if constexpr (R > 1) direct_stripes<bits, R / 2, M>(w, begin, end, x, bias, y);
+    for (int r = 0; r < R && stripe + r < end; r++)
+      finish(w, stripe + r, load(sums + (m * R + r) * kLanes), bias, y + m * w.N);
 }
 
 template <int bits>
 void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
                     float* y, float* sums) {
-  if (M == 1) return direct_stripes<bits, kDirect, 1>(w, begin, end, x, bias, y);
-  if constexpr (kDirect >= 2) if (M == 2) return direct_stripes<bits, 2, 2>(w, begin, end, x, bias, y);
-  if constexpr (kDirect >= 4) {
-    if (M == 3) return direct_stripes<bits, 2, 3>(w, begin, end, x, bias, y);
-    if (M == 4) return direct_stripes<bits, 2, 4>(w, begin, end, x, bias, y);
+  [[maybe_unused]] const auto each = [&](int R, auto kernel) {
+    for (; begin < end; begin += R) kernel(w, begin, end, x, bias, y);
+  };
+#if QK_ISA == 512
+  switch (M) {
+    case 1: return each(4, direct<bits, 4, 1>);
+    case 2: return each(2, direct<bits, 2, 2>);
+    case 3: return each(2, direct<bits, 2, 3>);
+    case 4: return each(2, direct<bits, 2, 4>);
   }
-  for (; begin + kPair <= end; begin += kPair) shared<bits, kPair>(w, begin, x, M, T, bias, y, sums);
-  for (; begin < end; begin++) shared<bits, 1>(w, begin, x, M, T, bias, y, sums);
+#elif QK_ISA == 2
+  if (M == 1) return each(2, direct<bits, 2, 1>);
+#endif
+  for (; begin < end; begin += kPair) shared<bits>(w, begin, end, x, M, T, bias, y, sums);
 }
 
 template <int bits>

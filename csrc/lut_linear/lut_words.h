@@ -8,13 +8,12 @@ namespace {
 
 using qk::Packed;
 
-template <int n> struct Int { static constexpr int value = n; constexpr operator int() const { return n; } };
-template <int... i> struct Ints {};
-template <int n, int... i> struct Range : Range<n - 1, n - 1, i...> {};
-template <int... i> struct Range<0, i...> { using type = Ints<i...>; };
-template <class Body, int... i> QK_IN void each(Ints<i...>, Body&& body) { (body(Int<i>{}), ...); }
-// body(Int<0>), ..., body(Int<n - 1>): every shift is a constant of its instruction.
-template <int n, class Body> QK_IN void unroll(Body&& body) { each(typename Range<n>::type{}, body); }
+// A loop that becomes straight code, so that its shifts are constants; rolled where sixteen lanes are a loop themselves.
+#if QK_ISA
+#define QK_UNROLL _Pragma("GCC unroll 8")
+#else
+#define QK_UNROLL
+#endif
 #define QK_INLINE_LAMBDA __attribute__((always_inline))
 
 // ---------------------------------------------------------------- a * b + c, rounded once: the same bits everywhere
@@ -70,12 +69,6 @@ QK_IN I choose(uint32_t mask, I a, I b) QK_LANES(I, .v[i] = (a.v[i] & mask) | (b
 QK_IN I low_byte(I a) QK_LANES(I, .v[i] = a.v[i] & 255)
 QK_IN F to_float(I a) QK_LANES(F, .v[i] = float(a.v[i]))
 #endif
-
-template <int n> QK_IN I shift(I a) {  // to the right; below 0 to the left
-  if constexpr (n > 0) return right(a, n);
-  else if constexpr (n < 0) return left(a, -n);
-  else return a;
-}
 
 // Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
 #if QK_ISA == 512
@@ -208,35 +201,35 @@ template <int p> struct Plane {
   QK_HD void load(int64_t stripe, int64_t block, I* words) const {
     transpose_tile(first + stripe * stride + block / kBlocks * 512, words);
   }
-  // The lines of sub-block `block`, a quarter at a time, kAhead bytes early: of the next R stripes where this one ends.
-  template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
+  // A quarter of the lines of sub-block `block`, kAhead bytes early: of the next four stripes where this one ends.
+  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
     int64_t offset = block * (64 * p) + kAhead;
-    if (offset >= stride) offset += (R - 1) * stride;
-    for (int r = 0; r < R; r++)
-      for (int line = t; line < p; line += 4) __builtin_prefetch(first + (stripe + r) * stride + offset + line * 64);
+    if (offset >= stride) offset += 3 * stride;
+    for (int line = t; line < p; line += 4) __builtin_prefetch(first + stripe * stride + offset + line * 64);
   }
 };
 
-// The codes of a stripe of sixteen rows: kBlocks sub-blocks are loaded at a time.
+// The codes of stripes. kBlocks sub-blocks are loaded at a time, as kWords words; sub-block b of them is split into
+// b = first + s, s < kSteps, because constants depend on s alone.
 template <int bits> struct Codes {
   static constexpr int kBlocks = 8 / bits, kWords = 8, kSteps = bits == 8 ? 1 : 4 / bits;
   Plane<bits> plane;
   explicit Codes(const Packed& w) : plane(w.codes, w.K) {}
   QK_HD void load(int64_t stripe, int64_t block, I* words) const { plane.load(stripe, block, words); }
-  template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.template prefetch<R>(stripe, block, t); }
-  // body(i, r, codes of column i of the octet t of sub-block b of what was loaded, of stripe r): in the lowest bits.
-  template <int R, int b, class Body> QK_IN void octet(const I (&words)[R][kWords], int t, Body&& body) {
+  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.prefetch(stripe, block, t); }
+  // body(i, r, code) for the columns i of octet t of R stripes: the code is in the lowest bits.
+  template <int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
+    I word[R];
     if constexpr (bits == 8) {
-      for (int half = 0; half < 2; half++)
-        unroll<4>([&](auto i) QK_INLINE_LAMBDA {
-          for (int r = 0; r < R; r++) body(4 * half + i, r, shift<8 * i>(words[r][4 * half + t]));
-        });
+      for (int half = 0; half < 8; half += 4) {
+        for (int r = 0; r < R; r++) word[r] = words[r][half + t];
+        QK_UNROLL for (int i = 0; i < 4; i++)
+          for (int r = 0; r < R; r++) body(half + i, r, right(word[r], 8 * i));
+      }
     } else {
-      I word[R];
-      for (int r = 0; r < R; r++) word[r] = words[r][b / kSteps * 4 + t];
-      unroll<8>([&](auto i) QK_INLINE_LAMBDA {
-        for (int r = 0; r < R; r++) body(i, r, shift<4 * i + bits * (b % kSteps)>(word[r]));
-      });
+      for (int r = 0; r < R; r++) word[r] = words[r][first / kSteps * 4 + t];
+      QK_UNROLL for (int i = 0; i < 8; i++)
+        for (int r = 0; r < R; r++) body(i, r, right(word[r], 4 * i + bits * s));
     }
   }
   // The codes of a row at the sixteen columns of octets t and t + 1; words [kWords][16] in memory.
@@ -251,32 +244,32 @@ template <int bits> struct Codes {
   }
 };
 template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the second
-  static constexpr int kBlocks = 8, kWords = 24;
+  static constexpr int kBlocks = 8, kWords = 24, kSteps = 4;
   Plane<2> low;
   Plane<1> high;
   explicit Codes(const Packed& w) : low(w.codes, w.K), high(w.codes + (w.N + 15) / 16 * low.stride, w.K) {}
   QK_HD void load(int64_t stripe, int64_t block, I* words) const {
     low.load(stripe, block, words);
-    if ((block + 4) * 32 < low.stride / 512 * 128) low.load(stripe, block + 4, words + 8);
+    if ((block + 4) * 128 < low.stride) low.load(stripe, block + 4, words + 8);  // 128 bytes a sub-block
     high.load(stripe, block, words + 16);
   }
-  template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
-    low.prefetch<R>(stripe, block, t);
-    high.prefetch<R>(stripe, block, t);
+  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
+    low.prefetch(stripe, block, t);
+    high.prefetch(stripe, block, t);
   }
-  template <int R, int b, class Body> QK_IN void octet(const I (&words)[R][kWords], int t, Body&& body) {
+  template <int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
     I word[R];  // of nibbles: bits 0 to 2 are the code
-    for (int r = 0; r < R; r++)
-      word[r] = choose(0x33333333u, shift<b % 2 * 2>(words[r][b / 2 * 4 + t]), shift<b % 4 - 2>(words[r][16 + b / 4 * 4 + t]));
-    unroll<8>([&](auto i) QK_INLINE_LAMBDA {
-      for (int r = 0; r < R; r++) body(i, r, shift<4 * i>(word[r]));
-    });
+    for (int r = 0; r < R; r++) {
+      const I two = words[r][first / 2 * 4 + s / 2 * 4 + t], one = words[r][16 + first + t];
+      word[r] = choose(0x33333333u, right(two, s % 2 * 2), s < 2 ? left(one, 2 - s) : right(one, s - 2));
+    }
+    QK_UNROLL for (int i = 0; i < 8; i++)
+      for (int r = 0; r < R; r++) body(i, r, right(word[r], 4 * i));
   }
   QK_IN I columns(const uint32_t (*words)[16], int b, int t, int row) {
     const auto* two = words + b / 2 * 4 + t;
     const auto* one = words + 16 + b / 4 * 4 + t;
-    const I low = nibbles(two[0][row], two[1][row], b % 2 * 2), high = nibbles(one[0][row], one[1][row], b % 4);
-    return choose(3, low, left(high, 2));
+    return choose(3, nibbles(two[0][row], two[1][row], b % 2 * 2), left(nibbles(one[0][row], one[1][row], b % 4), 2));
   }
 };
 
