@@ -12,6 +12,8 @@ struct Packed {
   int64_t N, K;
   int64_t group;         // columns a scale: a multiple of 32, or K
   int64_t G;             // K / group
+  bool uniform = false;  // level c is base + step * c, product and sum rounded once together
+  float base = 0, step = 0;
 };
 
 constexpr int kStripe = 16;  // rows

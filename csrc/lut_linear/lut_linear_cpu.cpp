@@ -1,6 +1,7 @@
 // x times a packed weight, and the packed weight as floats. The Python side has checked shapes and devices.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -35,6 +36,10 @@ struct Weight {
     std::copy_n(static_cast<const float*>(table.data_ptr()), table.numel(), levels.begin());
     packed = {static_cast<const uint8_t*>(codes.data_ptr()), levels.data(), static_cast<const float*>(scale.data_ptr()),
               int(bits), n, k, group, k / group};
+    const float base = levels[0], step = levels[1] - levels[0];
+    packed.uniform = bits == 8;
+    for (int64_t c = 0; c < table.numel(); c++) packed.uniform &= std::fma(float(c), step, base) == levels[c];
+    packed.base = base, packed.step = step;
   }
 };
 

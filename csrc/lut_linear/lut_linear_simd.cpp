@@ -48,11 +48,11 @@ QK_IN void finish(const Packed& w, int64_t stripe, F total, const float* bias, f
 
 // R stripes from `stripe` on, times M activation rows, x [K][M]: from the words to the sums, all in registers. Those at
 // `end` and beyond are computed as the last one again, and not written.
-template <int bits, int R, int M>
+template <int bits, class Levels, int R, int M>
 QK_LONG void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, float* y) {
   using C = Codes<bits>;
   const C codes(w);
-  const Table<bits> table(w.levels);
+  const Levels table(w);
   const int64_t blocks = (w.K + kBlock - 1) / kBlock;
   const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
   I words[R][C::kWords];
@@ -119,13 +119,13 @@ template <int M> Tile tile_of(int64_t rows) {
 }
 
 // kPair stripes as above, times M activation rows in tiles of T, x [M / T rounded up][K rounded up to 32][T].
-template <int bits>
+template <int bits, class Levels>
 QK_LONG void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
                     float* y, float* sums) {
   using C = Codes<bits>;
   constexpr int R = kPair;
   const C codes(w);
-  const Table<bits> table(w.levels);
+  const Levels table(w);
   const int64_t blocks = (w.K + kBlock - 1) / kBlock, tiles = (M + T - 1) / T;
   const Tile multiply = tile_of<kTile>(T);
   const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
@@ -163,7 +163,7 @@ QK_LONG void shared(const Packed& w, int64_t stripe, int64_t end, const float* x
       finish(w, stripe + r, load(sums + (m * R + r) * kLanes), bias, y + m * w.N);
 }
 
-template <int bits>
+template <int bits, class Levels>
 void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
                     float* y, float* sums) {
   [[maybe_unused]] const auto each = [&](int R, auto kernel) {
@@ -171,22 +171,27 @@ void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x,
   };
 #if QK_ISA == 512
   switch (M) {
-    case 1: return each(4, direct<bits, 4, 1>);
-    case 2: return each(2, direct<bits, 2, 2>);
-    case 3: return each(2, direct<bits, 2, 3>);
-    case 4: return each(2, direct<bits, 2, 4>);
+    case 1: return each(4, direct<bits, Levels, 4, 1>);
+    case 2: return each(2, direct<bits, Levels, 2, 2>);
+    case 3: return each(2, direct<bits, Levels, 2, 3>);
+    case 4: return each(2, direct<bits, Levels, 2, 4>);
+    case 5: return each(2, direct<bits, Levels, 2, 5>);
+    case 6: return each(2, direct<bits, Levels, 2, 6>);
+    case 7: return each(1, direct<bits, Levels, 1, 7>);
+    case 8: return each(1, direct<bits, Levels, 1, 8>);
   }
 #elif QK_ISA == 2
-  if (M == 1) return each(2, direct<bits, 2, 1>);
+  if (M == 1) return each(2, direct<bits, Levels, 2, 1>);
+  if (M == 2) return each(2, direct<bits, Levels, 2, 2>);
 #endif
-  for (; begin < end; begin += kPair) shared<bits>(w, begin, end, x, M, T, bias, y, sums);
+  for (; begin < end; begin += kPair) shared<bits, Levels>(w, begin, end, x, M, T, bias, y, sums);
 }
 
-template <int bits>
+template <int bits, class Levels>
 void dequantize_stripes(const Packed& w, int64_t begin, int64_t end, float* out) {
   using C = Codes<bits>;
   const C codes(w);
-  const Table<bits> table(w.levels);
+  const Levels table(w);
   const int64_t blocks = (w.K + kBlock - 1) / kBlock;
   alignas(64) uint32_t words[C::kWords][kLanes];
   for (int64_t stripe = begin; stripe < end; stripe++)
@@ -210,24 +215,28 @@ void dequantize_stripes(const Packed& w, int64_t begin, int64_t end, float* out)
     }
 }
 
-template <int bits> struct Width { static constexpr int value = bits; };
-template <class Body> QK_IN void for_width(int bits, Body&& body) {
-  switch (bits) {
-    case 1: return body(Width<1>{});
-    case 2: return body(Width<2>{});
-    case 3: return body(Width<3>{});
-    case 4: return body(Width<4>{});
-    case 8: return body(Width<8>{});
+template <int n, class T> struct Kind { static constexpr int bits = n; using Levels = T; };
+template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
+  switch (w.bits) {
+    case 1: return body(Kind<1, Table<1>>{});
+    case 2: return body(Kind<2, Table<2>>{});
+    case 3: return body(Kind<3, Table<3>>{});
+    case 4: return body(Kind<4, Table<4>>{});
+    case 8: return w.uniform ? body(Kind<8, Uniform>{}) : body(Kind<8, Table<8>>{});
   }
 }
 
 void dequantize(const Packed& w, int64_t begin, int64_t end, float* out) {
-  for_width(w.bits, [&](auto width) QK_INLINE_LAMBDA { dequantize_stripes<width.value>(w, begin, end, out); });
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    dequantize_stripes<kind.bits, typename decltype(kind)::Levels>(w, begin, end, out);
+  });
 }
 
 void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, float* y,
             float* sums) {
-  for_width(w.bits, [&](auto width) QK_INLINE_LAMBDA { linear_stripes<width.value>(w, begin, end, x, M, T, bias, y, sums); });
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    linear_stripes<kind.bits, typename decltype(kind)::Levels>(w, begin, end, x, M, T, bias, y, sums);
+  });
 }
 
 }  // namespace

@@ -148,46 +148,64 @@ struct Sixteen {
   }
   QK_HD F operator()(I code) const { return _mm512_permutexvar_ps(code.v, t); }
 };
-template <int bits> struct Table : Sixteen { QK_HD explicit Table(const float* l) : Sixteen(of<bits>(l)) {} };
-template <> struct Table<8> {
-  const float* l;
-  QK_HD explicit Table(const float* levels) : l(levels) {}
-  QK_HD F operator()(I code) const { return _mm512_i32gather_ps(low_byte(code).v, l, 4); }
+template <int bits> struct Table : Sixteen { QK_HD explicit Table(const Packed& w) : Sixteen(of<bits>(w.levels)) {} };
+template <> struct Table<8> {  // eight pairs of registers: bits 5 to 7 of the code choose; a gather takes three times as long
+  __m512 t[16];
+  QK_HD explicit Table(const Packed& w) { for (int i = 0; i < 16; i++) t[i] = _mm512_loadu_ps(w.levels + 16 * i); }
+  QK_HD F operator()(I code) const {
+    __m512 v[8];
+    for (int i = 0; i < 8; i++) v[i] = _mm512_permutex2var_ps(t[2 * i], code.v, t[2 * i + 1]);
+    for (int bit = 0; bit < 3; bit++) {
+      const __mmask16 odd = _mm512_test_epi32_mask(code.v, _mm512_set1_epi32(32 << bit));
+      for (int i = 0; i < 4 >> bit; i++) v[i] = _mm512_mask_blend_ps(odd, v[2 * i], v[2 * i + 1]);
+    }
+    return v[0];
+  }
 };
 #elif QK_ISA == 2
 template <int bits> struct Table {  // up to 8 levels in a register
   __m256 t;
-  QK_HD explicit Table(const float* l) {
+  QK_HD explicit Table(const Packed& w) {
     float all[8];
-    for (int i = 0; i < 8; i++) all[i] = l[i & ((1 << bits) - 1)];
+    for (int i = 0; i < 8; i++) all[i] = w.levels[i & ((1 << bits) - 1)];
     t = _mm256_loadu_ps(all);
   }
   QK_HD F operator()(I code) const { return {_mm256_permutevar8x32_ps(t, code.v[0]), _mm256_permutevar8x32_ps(t, code.v[1])}; }
 };
 template <> struct Table<4> {  // two registers: bit 3 of the code chooses
   __m256 low, high;
-  QK_HD explicit Table(const float* l) : low(_mm256_loadu_ps(l)), high(_mm256_loadu_ps(l + 8)) {}
+  QK_HD explicit Table(const Packed& w) : low(_mm256_loadu_ps(w.levels)), high(_mm256_loadu_ps(w.levels + 8)) {}
   QK_HD __m256 eight(__m256i code) const {
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, code), _mm256_permutevar8x32_ps(high, code),
                             _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
   }
   QK_HD F operator()(I code) const { return {eight(code.v[0]), eight(code.v[1])}; }
 };
-template <> struct Table<8> {
+template <> struct Table<8> {  // one by one: a gather takes longer
   const float* l;
-  QK_HD explicit Table(const float* levels) : l(levels) {}
+  QK_HD explicit Table(const Packed& w) : l(w.levels) {}
   QK_HD F operator()(I code) const {
-    code = low_byte(code);
-    return {_mm256_i32gather_ps(l, code.v[0], 4), _mm256_i32gather_ps(l, code.v[1], 4)};
+    alignas(32) uint32_t c[kLanes];
+    alignas(32) float v[kLanes];
+    memcpy(c, &code, sizeof c);
+    for (int i = 0; i < kLanes; i++) v[i] = l[c[i] & 255];
+    return ::load(v);
   }
 };
 #else
 template <int bits> struct Table {
   const float* l;
-  QK_HD explicit Table(const float* levels) : l(levels) {}
+  QK_HD explicit Table(const Packed& w) : l(w.levels) {}
   QK_HD F operator()(I code) const QK_LANES(F, .v[i] = l[code.v[i] & ((1u << bits) - 1)])
 };
 #endif
+
+// Eight bits whose levels are base + step * code: without a table.
+struct Uniform {
+  F base, step;
+  QK_HD explicit Uniform(const Packed& w) : base(w.base), step(w.step) {}
+  QK_HD F operator()(I code) const { return fused(to_float(low_byte(code)), step, base); }
+};
 
 // ---------------------------------------------------------------- the tiles of a stripe
 // A sub-block is 32 columns: four octets, t = 0 to 3. Words of a plane of p < 8 bits hold an octet of 4 / p sub-blocks.
