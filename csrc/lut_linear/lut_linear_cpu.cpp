@@ -74,8 +74,9 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   const Weight w(codes, levels, scale, bits, group_size, n, k);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
+  if (x.size(0) == 0) return torch::stable::new_empty(x, {0, n});
   const qk::LutKernels& kernels = qk::lut_kernels();
-  const int64_t M = x.size(0), tiles = (M + kernels.tile - 1) / kernels.tile, T = tiles ? (M + tiles - 1) / tiles : 1;
+  const int64_t M = x.size(0), tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
   const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
   const float* rows = static_cast<const float*>(wide.data_ptr());
   std::vector<float> tiled;
@@ -89,12 +90,11 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   Tensor y = torch::stable::new_empty(wide, {M, n});
   float* to = static_cast<float*>(y.data_ptr());
   constexpr int64_t kUnit = 4;  // stripes that a kernel may take at a time
-  if (M > 0)
-    torch::stable::parallel_for(0, (stripes(n) + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (k * M)),
-                                [&](int64_t begin, int64_t end) {
-      std::vector<float> sums(tiles * T * kernels.pair * qk::kStripe);
-      kernels.linear(w.packed, begin * kUnit, std::min(end * kUnit, stripes(n)), rows, M, T, b, to, sums.data());
-    });
+  torch::stable::parallel_for(0, (stripes(n) + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (k * M)),
+                              [&](int64_t begin, int64_t end) {
+    std::vector<float> sums(tiles * T * kernels.pair * qk::kStripe);
+    kernels.linear(w.packed, begin * kUnit, std::min(end * kUnit, stripes(n)), rows, M, T, b, to, sums.data());
+  });
   return torch::stable::to(y, x.scalar_type());
 }
 

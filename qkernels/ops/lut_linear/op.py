@@ -31,7 +31,7 @@ _dequantize = backends.define(
 )
 
 _CHUNK = 1 << 22  # elements of a float32 weight that exist at a time: 16 MiB
-_MANY_ROWS = 33  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
+_MANY_ROWS = 512  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
 
 
 @backends.kernel("lut_dequantize", "reference")
