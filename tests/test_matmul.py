@@ -95,7 +95,9 @@ def test_instruction_sets_agree_to_the_bit(bits, isa):
     """And rows in any batch: for 1 to 40 of them the sums have one order."""
     for N, K, P in ((17, 96, 17 * 3), (33, 257, 33), (70, 1024, 70 * 2), (16, 320, 16 * 2)):
         w, bias = make(N, K, bits=bits, P=P), randn(N, seed=2)
-        x = torch.cat([randn(39, K), randn(1, K) * 1e-38])  # the last row's products are denormal: one rounding there too
+        x = torch.cat(
+            [randn(39, K), randn(1, K) * 1e-38]
+        )  # the last row's products are denormal: one rounding there too
         want = None
         for name in ISAS:
             assert isa(name) == name
