@@ -342,6 +342,32 @@ def test_conv2d_gives_the_bits_of_pytorch_with_the_dequantized_weight(options, d
     assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(want, own, g)[0])
 
 
+@compiled
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": "same"}, {"stride": (1, 1), "padding": (0, 0), "dilation": 3}], ids=str
+)
+def test_a_1x1_convolution_of_few_pixels_is_the_packed_matmul(options, monkeypatch):
+    w, bias = make(272, 256, 1, 1, P=272, integers=True), randint(272, seed=3)
+    x = randint(2, 256, 4, 8).requires_grad_()
+    want = F.conv2d(x, w.dequantize(), bias)
+    grad = torch.autograd.grad(want.sum(), x)[0]
+    monkeypatch.setattr(op, "_weight", None)  # no float weight is made for it
+    y = qk.lut_conv2d(x, w, bias, **options)
+    assert torch.equal(y, want) and y.is_contiguous()
+    assert torch.equal(qk.lut_conv2d(x[0], w, bias, **options), want[0])
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], grad)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"), [((4, 8), {"stride": 2}), ((4, 8), {"padding": 1}), ((4, 8), {"groups": 2}), ((5, 13), {})]
+)
+def test_other_1x1_convolutions_are_not(pixels, options):
+    w = make(256, 512 // options.get("groups", 1), 1, 1, P=256, integers=True)
+    x = randint(1, 512, *pixels)
+    assert not op._is_matmul(x, w.shape, options.get("stride", 1), options.get("padding", 0), options.get("groups", 1))
+    assert torch.equal(qk.lut_conv2d(x, w, **options), F.conv2d(x, w.dequantize(), **options))
+
+
 W, X = make(24, 64), torch.randn(3, 64)
 CONV, IMAGE = make(6, 4, 3, 3), torch.randn(2, 4, 9, 9)
 META = LutWeight(*(t.to("meta") for t in (W.codes, W.levels, W.scale)), W.bits, W.group_size, W.shape)

@@ -32,6 +32,8 @@ _dequantize = backends.define(
 
 _CHUNK = 1 << 22  # elements of a float32 weight that exist at a time: 16 MiB
 _MANY_ROWS = 512  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
+_FEW_PIXELS = 64  # of an image, up to where a 1x1 convolution with a large weight is faster as a packed matmul, and
+_LARGE = 1 << 16  # the elements that make it large
 
 
 @backends.kernel("lut_dequantize", "reference")
@@ -203,7 +205,8 @@ def lut_conv2d(
 ) -> Tensor:
     """``F.conv2d`` with a packed weight, which becomes floats of x's dtype for the call (kept if x needs a gradient).
 
-    It gives the bits that ``F.conv2d`` gives with the dequantized weight. Gradients reach x and bias.
+    It gives the bits that ``F.conv2d`` gives with the dequantized weight; but on a CPU a large 1x1 kernel on few pixels
+    is ``lut_linear``, the weight packed and exact. Gradients reach x and bias.
 
     Args:
         x: [B, C, H, W] or [C, H, W], float.
@@ -250,8 +253,25 @@ def conv2d(
         raise ValueError(f"lut_conv2d: x and the weight must be on one device, got {x.device} and {codes.device}")
     _check_bias("lut_conv2d", bias, shape[0], codes.device)
     n, k = matrix_shape(shape)
+    if _is_matmul(x, shape, stride, padding, groups):
+        y = linear(x.movedim(-3, -1), codes, levels, scale, bias, bits=bits, group_size=group_size, n=n, k=k)
+        return y.movedim(-1, -3).contiguous()
     weight = _weight(codes, levels, scale, bits, group_size, shape, n, k, x.dtype, None)
     return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
+
+
+def _is_matmul(x, shape, stride, padding, groups) -> bool:
+    """Whether a packed matmul does this convolution, and faster; a compiled graph serves images of any size."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or groups != 1 or tuple(shape[2:]) != (1, 1):
+        return False
+    if any(v != 1 for v in (stride if isinstance(stride, tuple | list) else (stride,))):
+        return False
+    if padding not in ("valid", "same") and any(
+        v for v in (padding if isinstance(padding, tuple | list) else (padding,))
+    ):
+        return False
+    few = x.numel() <= _FEW_PIXELS * shape[1] and math.prod(shape) >= _LARGE
+    return few and backends.resolve("lut_linear", x, None) == "cpu"
 
 
 def _weight(codes, levels, scale, bits, group_size, shape, n, k, dtype, backend) -> Tensor:
