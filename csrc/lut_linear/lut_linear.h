@@ -29,4 +29,12 @@ struct LutKernels {
   int tile, pair;
 };
 
+// For bfloat16 activations, levels that are bfloat16 and not denormal, and up to 4 bits; null without the instruction. Its
+// sums have another order, and what is denormal in them counts as 0.
+struct LutPairs {
+  static constexpr int kRows = 4;
+  // x: [K rounded up to 32, / 2][M]: of octet o, entry 4 o + i holds column 8 o + i, and column 8 o + i + 4 in its upper half.
+  void (*linear)(const Packed&, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, float* y);
+};
+
 }  // namespace qk

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 #include <vector>
+#include "../common/bits.h"
 #include "../common/export.h"
 #include "lut_linear_kernels.h"
 
@@ -41,6 +42,11 @@ struct Weight {
     for (int64_t c = 0; c < table.numel(); c++) packed.uniform &= std::fma(float(c), step, base) == levels[c];
     packed.base = base, packed.step = step;
   }
+  bool in_bfloat16() const {
+    return std::all_of(levels.begin(), levels.end(), [](float l) {
+      return (qk::bits_of(l) & 0xffff) == 0 && (l == 0 || std::isnormal(l));
+    });
+  }
 };
 
 int64_t stripes(int64_t n) { return (n + qk::kStripe - 1) / qk::kStripe; }
@@ -69,12 +75,38 @@ std::vector<float> in_tiles(const float* x, int64_t M, int64_t k, int64_t T) {
   return out;
 }
 
+// x [M, k] bfloat16 -> as LutPairs takes it.
+std::vector<uint32_t> in_pairs(const Tensor& x) {
+  const int64_t M = x.size(0), k = x.size(1);
+  const uint16_t* from = static_cast<const uint16_t*>(x.data_ptr());
+  std::vector<uint32_t> out((k + 31) / 32 * 16 * M);
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t i = 0; i < k; i++) out[(i / 8 * 4 + i % 4) * M + m] |= uint32_t(from[m * k + i]) << (i % 8 < 4 ? 0 : 16);
+  return out;
+}
+
 Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
                   int64_t group_size, int64_t n, int64_t k) {
   const Weight w(codes, levels, scale, bits, group_size, n, k);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
   if (x.size(0) == 0) return torch::stable::new_empty(x, {0, n});
+  std::optional<Tensor> wide_bias;
+  if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
+  Tensor y = torch::stable::new_empty(levels, {x.size(0), n});
+  float* to = static_cast<float*>(y.data_ptr());
+  const auto over_stripes = [&](int64_t M, auto body) {
+    constexpr int64_t kUnit = 4;  // stripes that a kernel may take at a time
+    torch::stable::parallel_for(0, (stripes(n) + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (k * M)),
+                                [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, stripes(n))); });
+  };
+  if (const auto pairs = qk::lut_pairs_kernels().linear; pairs && qk::isa() == qk::kAvx512Bf16 && bits <= 4 &&
+      x.scalar_type() == ScalarType::BFloat16 && x.size(0) <= qk::LutPairs::kRows && w.in_bfloat16()) {
+    const std::vector<uint32_t> columns = in_pairs(torch::stable::contiguous(x));
+    over_stripes(x.size(0), [&](int64_t begin, int64_t end) { pairs(w.packed, begin, end, columns.data(), x.size(0), b, to); });
+    return torch::stable::to(y, x.scalar_type());
+  }
   const qk::LutKernels& kernels = qk::lut_kernels();
   const int64_t M = x.size(0), tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
   const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
@@ -84,16 +116,9 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
     tiled = in_tiles(rows, M, k, T);
     rows = tiled.data();
   }
-  std::optional<Tensor> wide_bias;
-  if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
-  const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
-  Tensor y = torch::stable::new_empty(wide, {M, n});
-  float* to = static_cast<float*>(y.data_ptr());
-  constexpr int64_t kUnit = 4;  // stripes that a kernel may take at a time
-  torch::stable::parallel_for(0, (stripes(n) + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (k * M)),
-                              [&](int64_t begin, int64_t end) {
+  over_stripes(M, [&](int64_t begin, int64_t end) {
     std::vector<float> sums(tiles * T * kernels.pair * qk::kStripe);
-    kernels.linear(w.packed, begin * kUnit, std::min(end * kUnit, stripes(n)), rows, M, T, b, to, sums.data());
+    kernels.linear(w.packed, begin, end, rows, M, T, b, to, sums.data());
   });
   return torch::stable::to(y, x.scalar_type());
 }

@@ -8,11 +8,6 @@
 
 namespace {
 
-using qk::kStripe;
-
-constexpr int kSegment = 128;
-constexpr int kBlock = 32;  // columns of a sub-block
-
 // Few activation rows multiply the levels as they come out of the table (`direct`); more share what is decoded into a
 // buffer that stays in the L1 cache (`shared`), and then sums of kTile rows by kPair stripes are in registers.
 #if QK_ISA == 512
@@ -22,29 +17,6 @@ constexpr int kTile = 6, kPair = 1;
 #else
 constexpr int kTile = 4, kPair = 1;
 #endif
-
-QK_IN int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// The segments of a row, one after another.
-struct Segment {
-  int64_t end, group_end, group;  // columns, columns, index
-  QK_HD explicit Segment(const Packed& w) : end(lower(kSegment, w.group)), group_end(w.group), group(0) {}
-  QK_HD void next(const Packed& w) {
-    if (end == group_end) group_end += w.group, group++;
-    end = lower(end + kSegment, group_end);
-  }
-  QK_HD F scale(const Packed& w, int64_t stripe) const { return load(w.scale + (stripe * w.G + group) * kStripe); }
-};
-
-// The rows of a stripe that exist, of one activation row.
-QK_IN void finish(const Packed& w, int64_t stripe, F total, const float* bias, float* y) {
-  const int64_t n = stripe * kStripe, rows = lower(kStripe, w.N - n);
-  if (rows == kStripe) {
-    store(y + n, bias ? total + load(bias + n) : total);
-  } else {
-    store_part(y + n, bias ? total + load_part(bias + n, rows) : total, rows);
-  }
-}
 
 // R stripes from `stripe` on, times M activation rows, x [K][M]: from the words to the sums, all in registers. Those at
 // `end` and beyond are computed as the last one again, and not written.

@@ -6,7 +6,11 @@
 
 namespace {
 
+using qk::kStripe;
 using qk::Packed;
+
+constexpr int kSegment = 128;
+constexpr int kBlock = 32;  // columns of a sub-block
 
 // A loop that becomes straight code, so that its shifts are constants; rolled where sixteen lanes are a loop themselves.
 #if QK_ISA
@@ -235,8 +239,9 @@ template <int bits> struct Codes {
   explicit Codes(const Packed& w) : plane(w.codes, w.K) {}
   QK_HD void load(int64_t stripe, int64_t block, I* words) const { plane.load(stripe, block, words); }
   QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.prefetch(stripe, block, t); }
-  // body(i, r, code) for the columns i of octet t of R stripes: the code is in the lowest bits.
-  template <int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
+  // body(i, r, code) for the columns i < n of octet t of R stripes: the code is in the lowest bits. Up to 4 bits, that of
+  // column i + 4 is 16 bits further up.
+  template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
     I word[R];
     if constexpr (bits == 8) {
       for (int half = 0; half < 8; half += 4) {
@@ -246,7 +251,7 @@ template <int bits> struct Codes {
       }
     } else {
       for (int r = 0; r < R; r++) word[r] = words[r][first / kSteps * 4 + t];
-      QK_UNROLL for (int i = 0; i < 8; i++)
+      QK_UNROLL for (int i = 0; i < n; i++)
         for (int r = 0; r < R; r++) body(i, r, right(word[r], 4 * i + bits * s));
     }
   }
@@ -275,13 +280,13 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
     low.prefetch(stripe, block, t);
     high.prefetch(stripe, block, t);
   }
-  template <int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
+  template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
     I word[R];  // of nibbles: bits 0 to 2 are the code
     for (int r = 0; r < R; r++) {
       const I two = words[r][first / 2 * 4 + s / 2 * 4 + t], one = words[r][16 + first + t];
       word[r] = choose(0x33333333u, right(two, s % 2 * 2), s < 2 ? left(one, 2 - s) : right(one, s - 2));
     }
-    QK_UNROLL for (int i = 0; i < 8; i++)
+    QK_UNROLL for (int i = 0; i < n; i++)
       for (int r = 0; r < R; r++) body(i, r, right(word[r], 4 * i));
   }
   QK_IN I columns(const uint32_t (*words)[16], int b, int t, int row) {
@@ -290,5 +295,29 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
     return choose(3, nibbles(two[0][row], two[1][row], b % 2 * 2), left(nibbles(one[0][row], one[1][row], b % 4), 2));
   }
 };
+
+// ---------------------------------------------------------------- sums
+QK_IN int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The segments of a row, one after another.
+struct Segment {
+  int64_t end, group_end, group;  // columns, columns, index
+  QK_HD explicit Segment(const Packed& w) : end(lower(kSegment, w.group)), group_end(w.group), group(0) {}
+  QK_HD void next(const Packed& w) {
+    if (end == group_end) group_end += w.group, group++;
+    end = lower(end + kSegment, group_end);
+  }
+  QK_HD F scale(const Packed& w, int64_t stripe) const { return load(w.scale + (stripe * w.G + group) * kStripe); }
+};
+
+// The rows of a stripe that exist, of one activation row.
+QK_IN void finish(const Packed& w, int64_t stripe, F total, const float* bias, float* y) {
+  const int64_t n = stripe * kStripe, rows = lower(kStripe, w.N - n);
+  if (rows == kStripe) {
+    store(y + n, bias ? total + load(bias + n) : total);
+  } else {
+    store_part(y + n, bias ? total + load_part(bias + n, rows) : total, rows);
+  }
+}
 
 }  // namespace
