@@ -20,7 +20,7 @@ QK_IN F dot_pairs(F sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum.v, 
 
 // As `direct` in lut_linear_simd.cpp; x: pairs, [K rounded up to 32, / 2][M].
 template <int bits, int R, int M>
-QK_LONG void pairs(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, const float* bias, float* y) {
+void pairs(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, const float* bias, float* y) {
   using C = Codes<bits>;
   const C codes(w);
   uint16_t high[32];  // the upper half of each level; only the lowest bits of an index are the code

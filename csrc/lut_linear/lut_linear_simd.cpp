@@ -21,7 +21,7 @@ constexpr int kTile = 4, kPair = 1;
 // R stripes from `stripe` on, times M activation rows, x [K][M]: from the words to the sums, all in registers. Those at
 // `end` and beyond are computed as the last one again, and not written.
 template <int bits, class Levels, int R, int M>
-QK_LONG void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, float* y) {
+void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, float* y) {
   using C = Codes<bits>;
   const C codes(w);
   const Levels table(w);
@@ -65,7 +65,7 @@ QK_LONG void direct(const Packed& w, int64_t stripe, int64_t end, const float* x
 
 // sums [M][R vectors] += (levels [columns][R vectors] times x [columns][M]) * scale.
 template <int R, int M>
-QK_LONG void tile(const float* levels, const float* x, int64_t columns, const F* scale, float* sums) {
+void tile(const float* levels, const float* x, int64_t columns, const F* scale, float* sums) {
   F d[R][M];
   for (int r = 0; r < R; r++)
     for (int m = 0; m < M; m++) d[r][m] = F(0.0f);
@@ -92,7 +92,7 @@ template <int M> Tile tile_of(int64_t rows) {
 
 // kPair stripes as above, times M activation rows in tiles of T, x [M / T rounded up][K rounded up to 32][T].
 template <int bits, class Levels>
-QK_LONG void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
+void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
                     float* y, float* sums) {
   using C = Codes<bits>;
   constexpr int R = kPair;
