@@ -158,8 +158,9 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     """``y = x @ W.T + bias`` with ``W[n, k] = levels[code[n, k]] * scale[n, k // group_size]``; W stays packed.
 
     Accumulated in float32, rounded to x's dtype once. On a CPU a row gives the same bits in any batch of fewer than 512
-    rows; a larger one is multiplied by PyTorch, and gives the bits of the dequantized float32 layer. Gradients reach x (dx = g @ W, W made a few rows at a time) and
-    bias; codes, levels and scale get none. Under autocast x is cast as for ``F.linear``.
+    rows; a larger one is multiplied by PyTorch, and gives the bits of the dequantized float32 layer. Gradients reach x
+    (dx = g @ W, W made a few rows at a time) and bias; codes, levels and scale get none. Under autocast x is cast as
+    for ``F.linear``.
 
     Args:
         x: [..., K], float32 | float16 | bfloat16 (float64: reference only).
