@@ -1,4 +1,4 @@
-"""python -m bench quant --device cpu|cuda [--quick] --json FILE"""
+"""python -m bench quant|matmul --device cpu|cuda [--quick] --json FILE"""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ import torch
 
 from qkernels import __version__
 
-from . import quant
+from . import matmul, quant
 from .subjects import OPS
 from .timing import keep_memory
 
@@ -36,32 +36,54 @@ def machine(device: str) -> dict:
 
 
 OTHERS = ("eager", "compiled", "torch")
-COLUMNS = (  # heading, width, what of a row
-    ("op", -5, lambda r: r["op"]),
-    ("set up or against", -26, lambda r: r["variant"]),
-    ("bits", 4, lambda r: r["bits"]),
-    ("dtype", -8, lambda r: r["dtype"]),
-    ("cache", -7, lambda r: r["cache"]),
-    ("pass", -7, lambda r: r["pass"]),
-    ("ours us", 7, lambda r: f"{r['median_us']:.0f}"),
-    *((f"x {o}", len(o) + 2, lambda r, key=f"x_{o}": f"{r[key]:.1f}" if key in r else "") for o in OTHERS),
-    ("of copy", 7, lambda r: f"{100 * r['gbps'] / r['roof_gbps']:.0f} %"),
-    ("saved B", 7, lambda r: f"{r['saved_bytes_per_element']:g}"),
-)
+COLUMNS = {  # suite -> (heading, width, what of a row)
+    "quant": (
+        ("op", -5, lambda r: r["op"]),
+        ("set up or against", -26, lambda r: r["variant"]),
+        ("bits", 4, lambda r: r["bits"]),
+        ("dtype", -8, lambda r: r["dtype"]),
+        ("cache", -7, lambda r: r["cache"]),
+        ("pass", -7, lambda r: r["pass"]),
+        ("ours us", 7, lambda r: f"{r['median_us']:.0f}"),
+        *((f"x {o}", len(o) + 2, lambda r, key=f"x_{o}": f"{r[key]:.1f}" if key in r else "") for o in OTHERS),
+        ("of copy", 7, lambda r: f"{100 * r['gbps'] / r['roof_gbps']:.0f} %"),
+        ("saved B", 7, lambda r: f"{r['saved_bytes_per_element']:g}"),
+    ),
+    "matmul": (
+        ("N", 5, lambda r: r["N"]),
+        ("K", 5, lambda r: r["K"]),
+        ("M", 4, lambda r: r["M"]),
+        ("bits", 4, lambda r: r["bits"]),
+        ("group", 5, lambda r: r["group"]),
+        ("dtype", -8, lambda r: r["dtype"]),
+        ("cache", -7, lambda r: r["cache"]),
+        ("ours us", 7, lambda r: f"{r['median_us']:.0f}"),
+        ("x dense", 7, lambda r: f"{r['x_dense']:.2f}"),
+        ("of roof", 7, lambda r: f"{r['pct_roof']:.0f} %"),
+        ("x peer", 6, lambda r: f"{r['x_peer']:.2f}" if "x_peer" in r else ""),
+        ("peer", -16, lambda r: r.get("peer", "")),
+    ),
+}
+LEGEND = {
+    "quant": "Times faster: medians of interleaved ratios. Of copy: share of a copy's bandwidth. "
+    "Saved: bytes an element.",
+    "matmul": "Times faster than F.linear on the float weight, and than the fastest peer: medians of interleaved "
+    "ratios. Of roof: share of the bandwidth of a sum.",
+}
 
 
-def line(row: dict | None) -> str:
+def line(suite: str, row: dict | None) -> str:
     """A row as text; None: the headings."""
-    cells = [(heading if row is None else str(get(row)), width) for heading, width, get in COLUMNS]
+    cells = [(heading if row is None else str(get(row)), width) for heading, width, get in COLUMNS[suite]]
     return "  ".join(text.ljust(-width) if width < 0 else text.rjust(width) for text, width in cells)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("suite", choices=["quant"])
+    parser.add_argument("suite", choices=list(COLUMNS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="only these")
-    parser.add_argument("--quick", action="store_true", help="4 bit, float32, hot only")
+    parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="only these (quant)")
+    parser.add_argument("--quick", action="store_true", help="few settings, float32, hot only")
     parser.add_argument("--json", type=Path, help="write the rows here, one JSON object a line")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -69,11 +91,14 @@ def main() -> int:
         return 2
     about = machine(args.device) | {"allocator": keep_memory()}
     print("  ".join(f"{k} {v}" for k, v in about.items() if v))
-    print("Times faster: medians of interleaved ratios. Of copy: share of a copy's bandwidth. Saved: bytes an element.")
-    print(line(None))
+    print(LEGEND[args.suite])
+    print(line(args.suite, None))
     rows = []
-    for row in quant.run(args.device, args.quick, args.op):
-        print(line(row), flush=True)
+    suite = (
+        quant.run(args.device, args.quick, args.op) if args.suite == "quant" else matmul.run(args.device, args.quick)
+    )
+    for row in suite:
+        print(line(args.suite, row), flush=True)
         rows.append(row | about)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
+
+from . import backends
 
 PLANES: dict[int, tuple[int, ...]] = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}  # bits -> plane widths, low first
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -308,6 +311,8 @@ def unpack_rows(packed: Tensor, K: int, bits: int) -> Tensor:
 
 def _pack_t16(codes: Tensor, bits: int) -> Tensor:
     """uint8 [N, K] below 2**bits -> uint8 [t16_nbytes]."""
+    if _compiled(codes):
+        return torch.ops.qkernels_cpu.lut_pack(codes.contiguous(), bits)
     planes, shift = [], 0
     for p in PLANES[bits]:
         plane = codes if p == bits else codes >> shift & (2**p - 1)
@@ -318,6 +323,8 @@ def _pack_t16(codes: Tensor, bits: int) -> Tensor:
 
 def _unpack_t16(packed: Tensor, N: int, K: int, bits: int) -> Tensor:
     """uint8 [t16_nbytes] -> uint8 [N, K]."""
+    if _compiled(packed):
+        return torch.ops.qkernels_cpu.lut_unpack(packed, bits, N, K)
     codes, shift = None, 0
     sizes = [512 * math.prod(plane_shape(N, K, p)) for p in PLANES[bits]]
     for p, plane in zip(PLANES[bits], packed.split(sizes), strict=True):
@@ -325,6 +332,11 @@ def _unpack_t16(packed: Tensor, N: int, K: int, bits: int) -> Tensor:
         codes = part if codes is None else codes | part << shift
         shift += p
     return codes
+
+
+def _compiled(data: Tensor) -> bool:
+    """Whether the compiled kernels can move ``data``: real bytes on a CPU, not what a compiler traces with."""
+    return backends.HAS_COMPILED and type(data) is Tensor and data.device.type == "cpu" and not is_compiling()
 
 
 def _pack_plane(codes: Tensor, p: int) -> Tensor:

@@ -60,32 +60,73 @@ def test_integers_multiply_exactly(backend, bits, N, K, P):
 compiled = pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernels are not built")
 
 
+ISAS = ["scalar", "avx2", "avx512"]
+if "cpu" in BACKENDS:
+    ISAS = ISAS[: ISAS.index(torch.ops.qkernels_cpu.isa("")) + 1]
+
+
+@compiled
+@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("group", [32, 64, 128, 256, None])
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_integers_multiply_exactly_on_each_instruction_set(bits, group, name, isa):
+    """Every kernel: rows in registers, rows that share what is decoded, parts of tiles, stripes and groups."""
+    assert isa(name) == name
+    g = torch.Generator().manual_seed(bits)
+    widths = [1, 31, 33, 65, 127, 128, 129, 255, 257, 300] if group is None else [group, 3 * group, 5 * group]
+    for i, K in enumerate(widths):
+        N = (1, 16, 17, 33, 66)[i % 5]
+        codes = torch.randint(0, 2**bits, (N, K), generator=g, dtype=torch.uint8)
+        levels = torch.randperm(2**bits, generator=g) - 2.0 ** (bits - 1)  # not uniform
+        for table in (levels, levels.sort().values):
+            scale = torch.randint(1, 5, (N * (K // group if group else 1),), generator=g).float()
+            w = LutWeight.pack(codes, table, scale, bits=bits)
+            dense = w.dequantize()
+            assert torch.equal(qk.lut_dequantize(w, backend="cpu"), dense)
+            for M in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 32, 33):
+                x, bias = randint(M, K), randint(N, seed=2)
+                y = qk.lut_linear(x, w, bias if M % 2 else None, backend="cpu")
+                assert torch.equal(y, F.linear(x, dense, bias if M % 2 else None)), (K, M)
+
+
 @compiled
 @pytest.mark.parametrize("bits", tuple(PLANES))
 def test_instruction_sets_agree_to_the_bit(bits, isa):
-    names, best = ["scalar", "avx2", "avx512"], isa("")
-    for N, K, P in ((17, 96, 17 * 3), (33, 257, 33), (5, 1024, 5 * 2)):
-        w, x, bias = make(N, K, bits=bits, P=P), randn(6, K), randn(N, seed=2)
-        results = []
-        for name in names[: names.index(best) + 1]:
+    """And rows in any batch: for 1 to 40 of them the sums have one order."""
+    for N, K, P in ((17, 96, 17 * 3), (33, 257, 33), (70, 1024, 70 * 2), (16, 320, 16 * 2)):
+        w, bias = make(N, K, bits=bits, P=P), randn(N, seed=2)
+        x = torch.cat(
+            [randn(39, K), randn(1, K) * 1e-38]
+        )  # the last row's products are denormal: one rounding there too
+        want = None
+        for name in ISAS:
             assert isa(name) == name
-            results.append((qk.lut_dequantize(w, backend="cpu"), qk.lut_linear(x, w, bias, backend="cpu")))
-        for dense, y in results:
-            assert torch.equal(dense, w.dequantize()) and torch.equal(y, results[0][1])
+            assert torch.equal(qk.lut_dequantize(w, backend="cpu"), w.dequantize())
+            for M in (40, 1, 2, 3, 5, 7, 8, 11):
+                y = qk.lut_linear(x[-M:], w, bias, backend="cpu")
+                want = y if want is None else want
+                assert torch.equal(y, want[-M:]), (name, M)
 
 
 @compiled
-def test_a_row_gives_the_same_bits_in_any_small_batch():
-    w, x = make(40, 300, P=40), randn(32, 300)
-    together = qk.lut_linear(x, w, backend="cpu")
-    for m in (0, 1, 5, 31):
-        assert torch.equal(qk.lut_linear(x[m : m + 1], w, backend="cpu")[0], together[m])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_not_finite_stays_in_its_row(bits):
+    """The padding of rows, columns and tiles multiplies with zeros only where x is finite."""
+    w = make(20, 100, bits=bits, P=20)
+    x = randn(10, 100)
+    want = qk.lut_linear(x, w, backend="cpu")
+    x[3, 99], x[7, 0] = float("nan"), float("inf")
+    y = qk.lut_linear(x, w, backend="cpu")
+    assert y[3].isnan().all() and not y[7].isfinite().any()
+    rest = [m for m in range(10) if m not in (3, 7)]
+    assert torch.equal(y[rest], want[rest])
+    assert qk.lut_linear(x[3:4], w, backend="cpu").isnan().all()
 
 
 @compiled
 def test_a_large_batch_gives_the_bits_of_the_dequantized_layer():
     """What a trained float32 layer computed, its packed form computes."""
-    w, x, bias = make(40, 96, P=40), randn(64, 96), randn(40)
+    w, x, bias = make(40, 96, P=40), randn(op._MANY_ROWS, 96), randn(40)
     assert torch.equal(qk.lut_linear(x, w, bias, backend="cpu"), F.linear(x, w.dequantize(), bias))
 
 
@@ -96,7 +137,7 @@ def test_the_weight_is_not_rounded_to_the_dtype_of_x(backend, dtype, factor):
     """Scales that float16 cannot hold, for few and for many rows: the same accuracy."""
     w = make(64, 256, P=64)
     w = dataclasses.replace(w, scale=w.scale * factor)
-    for M in (4, 40):
+    for M in (4, 40, op._MANY_ROWS):
         x = (randn(M, 256) / factor**0.5).to(dtype)
         truth = F.linear(x.double(), w.dequantize(torch.float64))
         y = qk.lut_linear(x, w, backend=backend)
@@ -299,6 +340,32 @@ def test_conv2d_gives_the_bits_of_pytorch_with_the_dequantized_weight(options, d
     assert torch.equal(qk.lut_conv2d(x[0], w, bias, **options), F.conv2d(x[0], w.dequantize(dtype), bias, **options))
     g = torch.randn_like(y)
     assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(want, own, g)[0])
+
+
+@compiled
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": "same"}, {"stride": (1, 1), "padding": (0, 0), "dilation": 3}], ids=str
+)
+def test_a_1x1_convolution_of_few_pixels_is_the_packed_matmul(options, monkeypatch):
+    w, bias = make(272, 256, 1, 1, P=272, integers=True), randint(272, seed=3)
+    x = randint(2, 256, 4, 8).requires_grad_()
+    want = F.conv2d(x, w.dequantize(), bias)
+    grad = torch.autograd.grad(want.sum(), x)[0]
+    monkeypatch.setattr(op, "_weight", None)  # no float weight is made for it
+    y = qk.lut_conv2d(x, w, bias, **options)
+    assert torch.equal(y, want) and y.is_contiguous()
+    assert torch.equal(qk.lut_conv2d(x[0], w, bias, **options), want[0])
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], grad)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"), [((4, 8), {"stride": 2}), ((4, 8), {"padding": 1}), ((4, 8), {"groups": 2}), ((5, 13), {})]
+)
+def test_other_1x1_convolutions_are_not(pixels, options):
+    w = make(256, 512 // options.get("groups", 1), 1, 1, P=256, integers=True)
+    x = randint(1, 512, *pixels)
+    assert not op._is_matmul(x, w.shape, options.get("stride", 1), options.get("padding", 0), options.get("groups", 1))
+    assert torch.equal(qk.lut_conv2d(x, w, **options), F.conv2d(x, w.dequantize(), **options))
 
 
 W, X = make(24, 64), torch.randn(3, 64)

@@ -44,6 +44,13 @@ def test_lut_kernels_are_right_on_the_host(flags, tmp_path):
     assert run("test_lut_kernels_on_host.cpp", tmp_path, *flags) == "0 failures\n"
 
 
+def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags.split()):
+        pytest.skip("needs a CPU with AVX-512")
+    assert run("test_lut_pairs_on_host.cpp", tmp_path, *SANITIZE, "-Wno-maybe-uninitialized") == "0 failures\n"
+
+
 def build_folder() -> Path:
     folders = sorted((ROOT / "build").glob("cmake-*"), key=lambda p: p.stat().st_mtime)
     if not folders:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qkernels import backends, pack
 from qkernels.pack import PLANES, LutWeight, pack_rows, plane_shape, t16_nbytes, t16_offset, unpack_rows
 
 BITS = tuple(PLANES)
@@ -63,6 +64,19 @@ def test_unpack_inverts_pack(bits: int, N: int, K: int, seed: int):
     w = LutWeight.pack(codes, torch.arange(2.0**bits), torch.ones(1), bits=bits)
     assert w.unpack().dtype == torch.uint8
     assert torch.equal(w.unpack(), codes)
+
+
+@pytest.mark.skipif(not backends.HAS_COMPILED, reason="the compiled kernels are not built")
+@pytest.mark.parametrize("bits", BITS)
+def test_the_compiled_packing_and_the_plain_one_give_the_same_bytes(bits: int, monkeypatch):
+    for N, K in ((1, 1), (15, 33), (16, 256), (35, 129), (33, 515)):
+        w = make(N, K, bits=bits)
+        codes = w.unpack()
+        with monkeypatch.context() as plain:
+            plain.setattr(pack, "_compiled", lambda data: False)
+            again = make(N, K, bits=bits)
+            assert torch.equal(again.unpack(), codes)
+        assert torch.equal(w.codes, again.codes)
 
 
 @pytest.mark.parametrize("device", DEVICES)

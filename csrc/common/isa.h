@@ -1,15 +1,16 @@
-// Which instruction set the CPU kernels use: the best this machine has, or a lower one by QKERNELS_ISA or the op `isa`.
+// Which instruction set the CPU kernels use: the best this machine has, or another by QKERNELS_ISA or the op
+// `isa`. avx512bf16 is avx512 with the kernels of that extension; it has to be asked for.
 #pragma once
 
 namespace qk {
 
-enum Isa { kScalar, kAvx2, kAvx512 };
+enum Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 Isa isa();
 
 // The implementation for isa(), from one per instruction set.
 template <class T>
 const T& pick(const T& scalar, const T& avx2, const T& avx512) {
-  return isa() == kAvx512 ? avx512 : isa() == kAvx2 ? avx2 : scalar;
+  return isa() >= kAvx512 ? avx512 : isa() == kAvx2 ? avx2 : scalar;
 }
 
 }  // namespace qk

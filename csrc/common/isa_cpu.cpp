@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <string>
@@ -9,7 +10,7 @@
 
 namespace {
 
-const char* const kNames[] = {"scalar", "avx2", "avx512"};
+const char* const kNames[] = {"scalar", "avx2", "avx512", "avx512bf16"};
 
 qk::Isa best() {
 #ifdef __x86_64__
@@ -18,7 +19,7 @@ qk::Isa best() {
   if (!has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"), true)) return qk::kScalar;
   if (has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512dq"),
           __builtin_cpu_supports("avx512vl")))
-    return qk::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? qk::kAvx512Bf16 : qk::kAvx512;
   return qk::kAvx2;
 #else
   return qk::kScalar;
@@ -36,7 +37,7 @@ qk::Isa parse(const std::string& name) {
 std::atomic<int>& current() {
   static std::atomic<int> value = [] {
     const char* wanted = std::getenv("QKERNELS_ISA");
-    return int(wanted && *wanted ? parse(wanted) : best());
+    return int(wanted && *wanted ? parse(wanted) : std::min(best(), qk::kAvx512));
   }();
   return value;
 }

@@ -2,3 +2,4 @@
 #include "../common/isa.h"
 #include "lut_linear.h"
 QK_DECLARE_KERNELS(LutKernels, lut)
+QK_DECLARE_KERNELS(LutPairs, lut_pairs)

@@ -1,189 +1,219 @@
-// Packed weights on the CPU, plainly: decode a stripe of 16 rows x 256 columns to one byte a code, look the levels up sixteen
-// at a time, multiply. Every activation row adds in the same order whatever M is.
-#include "../common/simd.h"
-#include "lut_linear.h"
+// Packed weights on the CPU. A vector holds the sixteen rows of a stripe for one column, so a product takes one activation
+// for all lanes, a scale is one load, and nothing is summed across lanes.
+//
+// The order of every sum, on every instruction set and for any number of activation rows: a segment is up to 128 columns
+// of one group. Its products are added one column after another, product and sum with one rounding; segment times scale is
+// added to the total in the same way, segment after segment; then the bias.
+#include "lut_words.h"
 
 namespace {
 
-using qk::kSpan;
-using qk::kStripe;
-using qk::Packed;
-
-// Nibble i of a word -> byte i.
-QK_IN uint64_t spread(uint32_t word) {
-  uint64_t x = word;
-  x = (x | x << 16) & 0x0000ffff0000ffffull;
-  x = (x | x << 8) & 0x00ff00ff00ff00ffull;
-  return (x | x << 4) & 0x0f0f0f0f0f0f0f0full;
-}
-
-struct Plane {
-  const uint8_t* stripe;  // 512-byte tiles
-  int64_t tiles;
-};
-
-// ORs the p-bit codes of 256 columns from column `start` on, shifted left, into codes [16][256].
-template <int p>
-void decode_plane(Plane plane, int64_t start, int shift, uint8_t (*codes)[kSpan]) {
-  constexpr int kWidth = 256 / p;
-  for (int64_t tile = start / kWidth; tile < plane.tiles && tile * kWidth < start + kSpan; tile++)
-    for (int lane = 0; lane < 32; lane++)
-      for (int half = 0; half < 2; half++) {
-        const uint8_t* bytes = plane.stripe + tile * 512 + lane * 16 + half * 8;
-        uint8_t* out = codes[lane / 4 + 8 * half] + (tile * kWidth - start) + lane % 4 * 8;
-        if constexpr (p == 8) {
-          memcpy(out, bytes, 8);
-        } else {
-          constexpr int kBlocks = 4 / p;  // sub-blocks of 32 columns a word
-          for (int word = 0; word < 2; word++) {
-            uint32_t w;
-            memcpy(&w, bytes + 4 * word, 4);
-            const uint64_t nibbles = spread(w);
-            for (int block = 0; block < kBlocks; block++) {
-              const uint64_t part = (nibbles >> (block * p) & (0x0101010101010101ull * ((1u << p) - 1))) << shift;
-              uint8_t* to = out + (word * kBlocks + block) * 32;
-              uint64_t before;
-              memcpy(&before, to, 8);
-              before |= part;
-              memcpy(to, &before, 8);
-            }
-          }
-        }
-      }
-}
-
-void decode(const Packed& w, int64_t stripe, int64_t start, uint8_t (*codes)[kSpan]) {
-  memset(codes, 0, kStripe * kSpan);
-  const auto plane = [&](int p, const uint8_t* first) {
-    const int64_t tiles = (w.K + 256 / p - 1) / (256 / p);
-    return Plane{first + stripe * tiles * 512, tiles};
-  };
-  switch (w.bits) {
-    case 1: return decode_plane<1>(plane(1, w.codes), start, 0, codes);
-    case 2: return decode_plane<2>(plane(2, w.codes), start, 0, codes);
-    case 4: return decode_plane<4>(plane(4, w.codes), start, 0, codes);
-    case 8: return decode_plane<8>(plane(8, w.codes), start, 0, codes);
-  }
-  decode_plane<2>(plane(2, w.codes), start, 0, codes);  // 3 bits: the high bit lies in a plane of its own, behind the first
-  const int64_t stripes = (w.N + kStripe - 1) / kStripe, low_tiles = (w.K + 127) / 128;
-  decode_plane<1>(plane(1, w.codes + stripes * low_tiles * 512), start, 2, codes);
-}
-
-// Sixteen levels by their codes.
-struct LargeTable {
-  const float* levels;
-  QK_HD explicit LargeTable(const float* l) : levels(l) {}
-  QK_HD F operator()(const uint8_t* codes) const {
-    float values[kLanes];
-    for (int i = 0; i < kLanes; i++) values[i] = levels[codes[i]];
-    return load(values);
-  }
-};
+// Few activation rows multiply the levels as they come out of the table (`direct`); more share what is decoded into a
+// buffer that stays in the L1 cache (`shared`), and then sums of kTile rows by kPair stripes are in registers.
 #if QK_ISA == 512
-struct SmallTable {  // up to 16 levels, in one register
-  __m512 t;
-  QK_HD explicit SmallTable(const float* l) : t(_mm512_loadu_ps(l)) {}
-  QK_HD F operator()(const uint8_t* codes) const {
-    return _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))), t);
-  }
-};
+constexpr int kTile = 12, kPair = 2;
 #elif QK_ISA == 2
-struct SmallTable {  // two registers of 8: bit 3 of the code chooses
-  __m256 low, high;
-  QK_HD explicit SmallTable(const float* l) : low(_mm256_loadu_ps(l)), high(_mm256_loadu_ps(l + 8)) {}
-  QK_HD __m256 eight(const uint8_t* codes) const {
-    const __m256i i = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, i), _mm256_permutevar8x32_ps(high, i),
-                            _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
-  }
-  QK_HD F operator()(const uint8_t* codes) const { return {eight(codes), eight(codes + 8)}; }
-};
+constexpr int kTile = 6, kPair = 1;
 #else
-using SmallTable = LargeTable;
+constexpr int kTile = 4, kPair = 1;
 #endif
 
-int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class Table>
-void dequantize_stripes(const Packed& w, int64_t begin, int64_t end, float* out) {
-  const Table table(w.levels);
-  uint8_t codes[kStripe][kSpan];
-  for (int64_t stripe = begin; stripe < end; stripe++)
-    for (int64_t start = 0; start < w.K; start += kSpan) {
-      decode(w, stripe, start, codes);
-      const int64_t stop = lower(start + kSpan, w.K);
-      for (int row = 0; row < lower(kStripe, w.N - stripe * kStripe); row++)
-        for (int64_t k = start; k < stop;) {
-          const int64_t g = k / w.group, edge = lower(stop, (g + 1) * w.group);
-          const F scale(w.scale[(stripe * w.G + g) * kStripe + row]);
-          float* to = out + (stripe * kStripe + row) * w.K;
-          for (; k < edge; k += kLanes) {
-            const F value = table(codes[row] + (k - start)) * scale + F(0.0f);  // never -0
-            if (edge - k >= kLanes) store(to + k, value);
-            else store_part(to + k, value, edge - k);
-          }
-          k = edge;
+// R stripes from `stripe` on, times M activation rows, x [K][M]: from the words to the sums, all in registers. Those at
+// `end` and beyond are computed as the last one again, and not written.
+template <int bits, class Levels, int R, int M>
+void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, float* y) {
+  using C = Codes<bits>;
+  const C codes(w);
+  const Levels table(w);
+  const int64_t blocks = (w.K + kBlock - 1) / kBlock;
+  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
+  I words[R][C::kWords];
+  F d[R][M], total[R][M];
+  for (int r = 0; r < R; r++)
+    for (int m = 0; m < M; m++) total[r][m] = d[r][m] = F(0.0f);
+  Segment segment(w);
+  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
+    for (int r = 0; r < R; r++) codes.load(at(r), start, words[r]);
+    for (int first = 0; first < C::kBlocks; first += C::kSteps) {
+      QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
+        const int64_t block = start + first + s;
+        if (block >= blocks) break;
+        for (int t = 0; t < 4; t++) {
+          const float* from = x + (block * kBlock + 8 * t) * M;
+          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
+          C::octet(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
+            const F level = table(code);
+            for (int m = 0; m < M; m++) d[r][m] = fused(level, F(from[i * M + m]), d[r][m]);
+          });
         }
+        if ((block + 1) * kBlock >= segment.end) {
+          for (int r = 0; r < R; r++) {
+            const F scale = segment.scale(w, at(r));
+            for (int m = 0; m < M; m++) {
+              total[r][m] = fused(d[r][m], scale, total[r][m]);
+              d[r][m] = F(0.0f);
+            }
+          }
+          segment.next(w);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < R && stripe + r < end; r++)
+    for (int m = 0; m < M; m++) finish(w, stripe + r, total[r][m], bias, y + m * w.N);
+}
+
+// sums [M][R vectors] += (levels [columns][R vectors] times x [columns][M]) * scale.
+template <int R, int M>
+void tile(const float* levels, const float* x, int64_t columns, const F* scale, float* sums) {
+  F d[R][M];
+  for (int r = 0; r < R; r++)
+    for (int m = 0; m < M; m++) d[r][m] = F(0.0f);
+  for (int64_t k = 0; k < columns; k++) {
+    F level[R];
+    for (int r = 0; r < R; r++) level[r] = load(levels + (k * R + r) * kLanes);
+    for (int m = 0; m < M; m++) {
+      const F from(x[k * M + m]);
+      for (int r = 0; r < R; r++) d[r][m] = fused(level[r], from, d[r][m]);
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int r = 0; r < R; r++) {
+      float* s = sums + (m * R + r) * kLanes;
+      store(s, fused(d[r][m], scale[r], load(s)));
     }
 }
 
-template <class Table>
-void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t ld, const float* bias,
+using Tile = void (*)(const float*, const float*, int64_t, const F*, float*);
+template <int M> Tile tile_of(int64_t rows) {
+  if constexpr (M == 1) return tile<kPair, 1>;
+  else return rows == M ? tile<kPair, M> : tile_of<M - 1>(rows);
+}
+
+// kPair stripes as above, times M activation rows in tiles of T, x [M / T rounded up][K rounded up to 32][T].
+template <int bits, class Levels>
+void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
                     float* y, float* sums) {
-  constexpr int kColumns = 4;  // activation rows that share a look-up
-  const Table table(w.levels);
-  uint8_t codes[kStripe][kSpan];
-  for (int64_t stripe = begin; stripe < end; stripe++) {
-    const int rows = int(lower(kStripe, w.N - stripe * kStripe));
-    memset(sums, 0, M * kStripe * kLanes * sizeof(float));
-    for (int64_t start = 0; start < w.K; start += kSpan) {
-      decode(w, stripe, start, codes);
-      const int64_t stop = lower(start + kSpan, w.K);
-      for (int64_t m0 = 0; m0 < M; m0 += kColumns) {
-        const int columns = int(lower(kColumns, M - m0));
-        for (int row = 0; row < rows; row++)
-          for (int64_t k = start; k < stop;) {
-            const int64_t g = k / w.group, edge = lower(stop, (g + 1) * w.group);
-            F d[kColumns];
-            for (F& v : d) v = F(0.0f);
-            for (; k < edge; k += kLanes) {  // a group ends on a multiple of 16 or with K, where x is 0
-              const F level = table(codes[row] + (k - start));
-              if (columns == kColumns)
-                for (int c = 0; c < kColumns; c++) d[c] = d[c] + level * load(x + (m0 + c) * ld + k);
-              else
-                for (int c = 0; c < columns; c++) d[c] = d[c] + level * load(x + (m0 + c) * ld + k);
-            }
-            k = edge;
-            const F scale(w.scale[(stripe * w.G + g) * kStripe + row]);
-            for (int c = 0; c < columns; c++) {
-              float* s = sums + ((m0 + c) * kStripe + row) * kLanes;
-              store(s, load(s) + d[c] * scale);
-            }
-          }
+  using C = Codes<bits>;
+  constexpr int R = kPair;
+  const C codes(w);
+  const Levels table(w);
+  const int64_t blocks = (w.K + kBlock - 1) / kBlock, tiles = (M + T - 1) / T;
+  const Tile multiply = tile_of<kTile>(T);
+  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
+  memset(sums, 0, tiles * T * R * kLanes * sizeof(float));
+  I words[R][C::kWords];
+  alignas(64) float levels[kSegment * R * kLanes];
+  Segment segment(w);
+  int64_t begin = 0;  // of the segment
+  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
+    for (int r = 0; r < R; r++) codes.load(at(r), start, words[r]);
+    for (int first = 0; first < C::kBlocks; first += C::kSteps) {
+      QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
+        const int64_t block = start + first + s, k = block * kBlock;
+        if (block >= blocks) break;
+        for (int t = 0; t < 4; t++) {
+          float* to = levels + (k - begin + 8 * t) * R * kLanes;
+          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
+          C::octet(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
+            store(to + (i * R + r) * kLanes, table(code));
+          });
+        }
+        if (k + kBlock >= segment.end) {
+          F scale[R];
+          for (int r = 0; r < R; r++) scale[r] = segment.scale(w, at(r));
+          for (int64_t i = 0; i < tiles; i++)
+            multiply(levels, x + (i * blocks * kBlock + begin) * T, k + kBlock - begin, scale, sums + i * T * R * kLanes);
+          begin = k + kBlock;
+          segment.next(w);
+        }
       }
     }
-    for (int64_t m = 0; m < M; m++)
-      for (int row = 0; row < rows; row++) {
-        const int64_t n = stripe * kStripe + row;
-        y[m * w.N + n] = float(sum(load(sums + (m * kStripe + row) * kLanes)) + (bias ? double(bias[n]) : 0.0));
+  }
+  for (int64_t m = 0; m < M; m++)
+    for (int r = 0; r < R && stripe + r < end; r++)
+      finish(w, stripe + r, load(sums + (m * R + r) * kLanes), bias, y + m * w.N);
+}
+
+template <int bits, class Levels>
+void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
+                    float* y, float* sums) {
+  [[maybe_unused]] const auto each = [&](int R, auto kernel) {
+    for (; begin < end; begin += R) kernel(w, begin, end, x, bias, y);
+  };
+#if QK_ISA == 512
+  switch (M) {
+    case 1: return each(4, direct<bits, Levels, 4, 1>);
+    case 2: return each(2, direct<bits, Levels, 2, 2>);
+    case 3: return each(2, direct<bits, Levels, 2, 3>);
+    case 4: return each(2, direct<bits, Levels, 2, 4>);
+    case 5: return each(2, direct<bits, Levels, 2, 5>);
+    case 6: return each(2, direct<bits, Levels, 2, 6>);
+    case 7: return each(1, direct<bits, Levels, 1, 7>);
+    case 8: return each(1, direct<bits, Levels, 1, 8>);
+  }
+#elif QK_ISA == 2
+  if (M == 1) return each(2, direct<bits, Levels, 2, 1>);
+  if (M == 2) return each(2, direct<bits, Levels, 2, 2>);
+#endif
+  for (; begin < end; begin += kPair) shared<bits, Levels>(w, begin, end, x, M, T, bias, y, sums);
+}
+
+template <int bits, class Levels>
+void dequantize_stripes(const Packed& w, int64_t begin, int64_t end, float* out) {
+  using C = Codes<bits>;
+  const C codes(w);
+  const Levels table(w);
+  const int64_t blocks = (w.K + kBlock - 1) / kBlock;
+  alignas(64) uint32_t words[C::kWords][kLanes];
+  for (int64_t stripe = begin; stripe < end; stripe++)
+    for (int64_t block = 0; block < blocks; block += C::kBlocks) {
+      I loaded[C::kWords];
+      codes.load(stripe, block, loaded);
+      memcpy(words, loaded, sizeof words);
+      for (int row = 0; row < lower(kStripe, w.N - stripe * kStripe); row++) {
+        float* to = out + (stripe * kStripe + row) * w.K;
+        for (int b = 0; b < lower(C::kBlocks, blocks - block); b++) {
+          const int64_t first = (block + b) * kBlock;
+          const F scale(w.scale[(stripe * w.G + first / w.group) * kStripe + row]);
+          for (int t = 0; t < 4; t += 2) {
+            const int64_t k = first + 8 * t;
+            const F value = table(C::columns(words, b, t, row)) * scale + F(0.0f);  // never -0
+            if (w.K - k >= kLanes) store(to + k, value);
+            else if (w.K > k) store_part(to + k, value, w.K - k);
+          }
+        }
       }
+    }
+}
+
+template <int n, class T> struct Kind { static constexpr int bits = n; using Levels = T; };
+template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
+  switch (w.bits) {
+    case 1: return body(Kind<1, Table<1>>{});
+    case 2: return body(Kind<2, Table<2>>{});
+    case 3: return body(Kind<3, Table<3>>{});
+    case 4: return body(Kind<4, Table<4>>{});
+    case 8: return w.uniform ? body(Kind<8, Uniform>{}) : body(Kind<8, Table<8>>{});
   }
 }
 
 void dequantize(const Packed& w, int64_t begin, int64_t end, float* out) {
-  if (w.bits <= 4) dequantize_stripes<SmallTable>(w, begin, end, out);
-  else dequantize_stripes<LargeTable>(w, begin, end, out);
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    dequantize_stripes<kind.bits, typename decltype(kind)::Levels>(w, begin, end, out);
+  });
 }
 
-void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t ld, const float* bias, float* y,
+void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, float* y,
             float* sums) {
-  if (w.bits <= 4) linear_stripes<SmallTable>(w, begin, end, x, M, ld, bias, y, sums);
-  else linear_stripes<LargeTable>(w, begin, end, x, M, ld, bias, y, sums);
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    linear_stripes<kind.bits, typename decltype(kind)::Levels>(w, begin, end, x, M, T, bias, y, sums);
+  });
 }
 
 }  // namespace
 
 namespace qk {
 extern const LutKernels QK_NAME(lut);
-const LutKernels QK_NAME(lut) = {dequantize, linear};
+const LutKernels QK_NAME(lut) = {dequantize, linear, kTile, kPair};
 }  // namespace qk

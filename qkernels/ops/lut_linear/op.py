@@ -33,7 +33,9 @@ _dequantize = backends.define(
 )
 
 _CHUNK = 1 << 22  # elements of a float32 weight that exist at a time: 16 MiB
-_MANY_ROWS = 33  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
+_MANY_ROWS = 512  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
+_FEW_PIXELS = 64  # of an image, up to where a 1x1 convolution with a large weight is faster as a packed matmul, and
+_LARGE = 1 << 16  # the elements that make it large
 
 
 @backends.kernel("lut_dequantize", "reference")
@@ -180,8 +182,10 @@ def linear(
 def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     """``y = x @ W.T + bias`` with ``W[n, k] = levels[code[n, k]] * scale[n, k // group_size]``; W stays packed.
 
-    Accumulated in float32, rounded to x's dtype once. Gradients reach x (dx = g @ W, W made a few rows at a time) and
-    bias; codes, levels and scale get none. Under autocast x is cast as for ``F.linear``.
+    Accumulated in float32, rounded to x's dtype once. On a CPU a row gives the same bits in any batch of fewer than 512
+    rows; a larger one is multiplied by PyTorch, and gives the bits of the dequantized float32 layer. Gradients reach x
+    (dx = g @ W, W made a few rows at a time) and bias; codes, levels and scale get none. Under autocast x is cast as
+    for ``F.linear``.
 
     W is never rounded to x's dtype. On "cuda", up to 64 rows of float16 or bfloat16 meet the levels in x's dtype; levels
     that it cannot hold become a sum of two or three terms that it can, and the codes are read once for each. (So
@@ -234,7 +238,8 @@ def lut_conv2d(
 ) -> Tensor:
     """``F.conv2d`` with a packed weight, which becomes floats of x's dtype for the call (kept if x needs a gradient).
 
-    It gives the bits that ``F.conv2d`` gives with the dequantized weight. Gradients reach x and bias.
+    It gives the bits that ``F.conv2d`` gives with the dequantized weight; but on a CPU a large 1x1 kernel on few pixels
+    is ``lut_linear``, the weight packed and exact. Gradients reach x and bias.
 
     Args:
         x: [B, C, H, W] or [C, H, W], float.
@@ -281,8 +286,25 @@ def conv2d(
         raise ValueError(f"lut_conv2d: x and the weight must be on one device, got {x.device} and {codes.device}")
     _check_bias("lut_conv2d", bias, shape[0], codes.device)
     n, k = matrix_shape(shape)
+    if _is_matmul(x, shape, stride, padding, groups):
+        y = linear(x.movedim(-3, -1), codes, levels, scale, bias, bits=bits, group_size=group_size, n=n, k=k)
+        return y.movedim(-1, -3).contiguous()
     weight = _weight(codes, levels, scale, bits, group_size, shape, n, k, x.dtype, None)
     return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
+
+
+def _is_matmul(x, shape, stride, padding, groups) -> bool:
+    """Whether a packed matmul does this convolution, and faster; a compiled graph serves images of any size."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or groups != 1 or tuple(shape[2:]) != (1, 1):
+        return False
+    if any(v != 1 for v in (stride if isinstance(stride, tuple | list) else (stride,))):
+        return False
+    if padding not in ("valid", "same") and any(
+        v for v in (padding if isinstance(padding, tuple | list) else (padding,))
+    ):
+        return False
+    few = x.numel() <= _FEW_PIXELS * shape[1] and math.prod(shape) >= _LARGE
+    return few and backends.resolve("lut_linear", x, None) == "cpu"
 
 
 def _weight(codes, levels, scale, bits, group_size, shape, n, k, dtype, backend) -> Tensor:

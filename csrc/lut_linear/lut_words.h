@@ -1,0 +1,323 @@
+// Sixteen rows of packed codes at once, on the instruction set of simd.h: how the bytes of a T16 tile become sixteen-row
+// words, and words levels. Lane r is row r of the stripe everywhere.
+#pragma once
+#include "../common/simd.h"
+#include "lut_linear.h"
+
+namespace {
+
+using qk::kStripe;
+using qk::Packed;
+
+constexpr int kSegment = 128;
+constexpr int kBlock = 32;  // columns of a sub-block
+
+// A loop that becomes straight code, so that its shifts are constants; rolled where sixteen lanes are a loop themselves.
+#if QK_ISA
+#define QK_UNROLL _Pragma("GCC unroll 8")
+#else
+#define QK_UNROLL
+#endif
+#define QK_INLINE_LAMBDA __attribute__((always_inline))
+
+// ---------------------------------------------------------------- a * b + c, rounded once: the same bits everywhere
+#if QK_ISA == 512
+QK_IN F fused(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+#elif QK_ISA == 2
+QK_IN F fused(F a, F b, F c) { return {_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1])}; }
+#else
+// In double the product is exact. The sum is rounded to odd: its 53 bits then round to float as the exact sum would.
+QK_IN float fused(float a, float b, float c) {
+#ifdef __FP_FAST_FMAF
+  return __builtin_fmaf(a, b, c);
+#else
+  const double p = double(a) * double(b), z = c, s = p + z, t = s - p, lost = (p - (s - t)) + (z - t);
+  int64_t u;
+  memcpy(&u, &s, 8);
+  u += lost > 0 || lost < 0 ? (u & 1 ? 0 : (lost > 0) == (s > 0) ? 1 : -1) : 0;
+  double odd;
+  memcpy(&odd, &u, 8);
+  return float(odd);
+#endif
+}
+QK_IN F fused(F a, F b, F c) QK_LANES(F, .v[i] = fused(a.v[i], b.v[i], c.v[i]))
+#endif
+
+// ---------------------------------------------------------------- sixteen 32-bit words
+#if QK_ISA == 512
+struct I { __m512i v; };
+QK_IN I right(I a, int n) { return {_mm512_srli_epi32(a.v, n)}; }
+QK_IN I left(I a, int n) { return {_mm512_slli_epi32(a.v, n)}; }
+QK_IN I choose(uint32_t mask, I a, I b) { return {_mm512_ternarylogic_epi32(_mm512_set1_epi32(int(mask)), a.v, b.v, 0xca)}; }
+QK_IN I low_byte(I a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(255))}; }
+QK_IN F to_float(I a) { return _mm512_cvtepi32_ps(a.v); }
+#elif QK_ISA == 2
+struct I { __m256i v[2]; };
+QK_IN I right(I a, int n) { return {{_mm256_srli_epi32(a.v[0], n), _mm256_srli_epi32(a.v[1], n)}}; }
+QK_IN I left(I a, int n) { return {{_mm256_slli_epi32(a.v[0], n), _mm256_slli_epi32(a.v[1], n)}}; }
+QK_IN I choose(uint32_t mask, I a, I b) {
+  const __m256i m = _mm256_set1_epi32(int(mask));
+  return {{_mm256_or_si256(_mm256_and_si256(m, a.v[0]), _mm256_andnot_si256(m, b.v[0])),
+           _mm256_or_si256(_mm256_and_si256(m, a.v[1]), _mm256_andnot_si256(m, b.v[1]))}};
+}
+QK_IN I low_byte(I a) {
+  const __m256i m = _mm256_set1_epi32(255);
+  return {{_mm256_and_si256(a.v[0], m), _mm256_and_si256(a.v[1], m)}};
+}
+QK_IN F to_float(I a) { return {_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}; }
+#else
+struct I { uint32_t v[kLanes]; };
+QK_IN I right(I a, int n) QK_LANES(I, .v[i] = a.v[i] >> n)
+QK_IN I left(I a, int n) QK_LANES(I, .v[i] = a.v[i] << n)
+QK_IN I choose(uint32_t mask, I a, I b) QK_LANES(I, .v[i] = (a.v[i] & mask) | (b.v[i] & ~mask))
+QK_IN I low_byte(I a) QK_LANES(I, .v[i] = a.v[i] & 255)
+QK_IN F to_float(I a) QK_LANES(F, .v[i] = float(a.v[i]))
+#endif
+
+// Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
+#if QK_ISA == 512
+QK_IN I nibbles(uint32_t a, uint32_t b, int n) {
+  const __m512i by = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+  const __m512i both = _mm512_mask_set1_epi32(_mm512_set1_epi32(int(a)), 0xff00, int(b));
+  return {_mm512_srlv_epi32(both, _mm512_add_epi32(by, _mm512_set1_epi32(n)))};
+}
+QK_IN I bytes(uint64_t a, uint64_t b) { return {_mm512_cvtepu8_epi32(_mm_set_epi64x(int64_t(b), int64_t(a)))}; }
+#elif QK_ISA == 2
+QK_IN I nibbles(uint32_t a, uint32_t b, int n) {
+  const __m256i by = _mm256_add_epi32(_mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28), _mm256_set1_epi32(n));
+  return {{_mm256_srlv_epi32(_mm256_set1_epi32(int(a)), by), _mm256_srlv_epi32(_mm256_set1_epi32(int(b)), by)}};
+}
+QK_IN I bytes(uint64_t a, uint64_t b) {
+  return {{_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(a))), _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(b)))}};
+}
+#else
+QK_IN I nibbles(uint32_t a, uint32_t b, int n) QK_LANES(I, .v[i] = (i < 8 ? a : b) >> (i % 8 * 4 + n))
+QK_IN I bytes(uint64_t a, uint64_t b) QK_LANES(I, .v[i] = uint32_t((i < 8 ? a : b) >> (i % 8 * 8)) & 255)
+#endif
+
+// ---------------------------------------------------------------- a tile of 512 bytes -> eight words of each row
+// words[4 w + t] = word w of lane 4 g + t: lanes 0 to 7 from the first half-row, 8 to 15 from the second.
+#if QK_ISA == 512
+QK_IN void transpose_tile(const uint8_t* tile, I* words) {
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(1));
+  for (int pair = 0; pair < 2; pair++) {  // t = 2 pair and 2 pair + 1
+    const auto rows = [&](int g) QK_INLINE_LAMBDA {  // g and g + 1: two lanes of each
+      const __m256i* from = reinterpret_cast<const __m256i*>(tile + g * 64 + pair * 32);
+      return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(from)), _mm256_loadu_si256(from + 2), 1);
+    };
+    const __m512i a = rows(0), b = rows(2), c = rows(4), d = rows(6);
+    for (int t = 0; t < 2; t++) {
+      const __m512i low = t ? _mm512_shuffle_i32x4(a, b, 0xdd) : _mm512_shuffle_i32x4(a, b, 0x88);
+      const __m512i high = t ? _mm512_shuffle_i32x4(c, d, 0xdd) : _mm512_shuffle_i32x4(c, d, 0x88);
+      words[2 * pair + t] = {_mm512_permutex2var_epi32(low, first, high)};
+      words[4 + 2 * pair + t] = {_mm512_permutex2var_epi32(low, second, high)};
+    }
+  }
+}
+#elif QK_ISA == 2
+QK_IN void transpose_tile(const uint8_t* tile, I* words) {
+  for (int t = 0; t < 4; t++) {
+    const auto rows = [&](int g) QK_INLINE_LAMBDA {  // g and g + 4
+      const __m128i* from = reinterpret_cast<const __m128i*>(tile + g * 64 + t * 16);
+      return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(from)), _mm_loadu_si128(from + 16), 1);
+    };
+    const __m256i a = rows(0), b = rows(1), c = rows(2), d = rows(3);
+    const __m256i ab0 = _mm256_unpacklo_epi32(a, b), cd0 = _mm256_unpacklo_epi32(c, d);
+    const __m256i ab1 = _mm256_unpackhi_epi32(a, b), cd1 = _mm256_unpackhi_epi32(c, d);
+    words[t] = {{_mm256_unpacklo_epi64(ab0, cd0), _mm256_unpacklo_epi64(ab1, cd1)}};
+    words[4 + t] = {{_mm256_unpackhi_epi64(ab0, cd0), _mm256_unpackhi_epi64(ab1, cd1)}};
+  }
+}
+#else
+QK_IN void transpose_tile(const uint8_t* tile, I* words) {
+  for (int row = 0; row < 16; row++)
+    for (int t = 0; t < 4; t++)
+      for (int w = 0; w < 2; w++) {
+        const uint8_t* b = tile + row % 8 * 64 + t * 16 + row / 8 * 8 + w * 4;
+        words[4 * w + t].v[row] = uint32_t(b[0]) | uint32_t(b[1]) << 8 | uint32_t(b[2]) << 16 | uint32_t(b[3]) << 24;
+      }
+}
+#endif
+
+// ---------------------------------------------------------------- levels by code; bits above the code are ignored
+template <int bits> struct Table;  // of the lowest `bits` bits
+#if QK_ISA == 512
+struct Sixteen {
+  __m512 t;
+  template <int bits> QK_HD static Sixteen of(const float* l) {
+    float all[16];
+    for (int i = 0; i < 16; i++) all[i] = l[i & ((1 << bits) - 1)];
+    return {_mm512_loadu_ps(all)};
+  }
+  QK_HD F operator()(I code) const { return _mm512_permutexvar_ps(code.v, t); }
+};
+template <int bits> struct Table : Sixteen { QK_HD explicit Table(const Packed& w) : Sixteen(of<bits>(w.levels)) {} };
+template <> struct Table<8> {  // eight pairs of registers: bits 5 to 7 of the code choose; a gather takes three times as long
+  __m512 t[16];
+  QK_HD explicit Table(const Packed& w) { for (int i = 0; i < 16; i++) t[i] = _mm512_loadu_ps(w.levels + 16 * i); }
+  QK_HD F operator()(I code) const {
+    __m512 v[8];
+    for (int i = 0; i < 8; i++) v[i] = _mm512_permutex2var_ps(t[2 * i], code.v, t[2 * i + 1]);
+    for (int bit = 0; bit < 3; bit++) {
+      const __mmask16 odd = _mm512_test_epi32_mask(code.v, _mm512_set1_epi32(32 << bit));
+      for (int i = 0; i < 4 >> bit; i++) v[i] = _mm512_mask_blend_ps(odd, v[2 * i], v[2 * i + 1]);
+    }
+    return v[0];
+  }
+};
+#elif QK_ISA == 2
+template <int bits> struct Table {  // up to 8 levels in a register
+  __m256 t;
+  QK_HD explicit Table(const Packed& w) {
+    float all[8];
+    for (int i = 0; i < 8; i++) all[i] = w.levels[i & ((1 << bits) - 1)];
+    t = _mm256_loadu_ps(all);
+  }
+  QK_HD F operator()(I code) const { return {_mm256_permutevar8x32_ps(t, code.v[0]), _mm256_permutevar8x32_ps(t, code.v[1])}; }
+};
+template <> struct Table<4> {  // two registers: bit 3 of the code chooses
+  __m256 low, high;
+  QK_HD explicit Table(const Packed& w) : low(_mm256_loadu_ps(w.levels)), high(_mm256_loadu_ps(w.levels + 8)) {}
+  QK_HD __m256 eight(__m256i code) const {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, code), _mm256_permutevar8x32_ps(high, code),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+  }
+  QK_HD F operator()(I code) const { return {eight(code.v[0]), eight(code.v[1])}; }
+};
+template <> struct Table<8> {  // one by one: a gather takes longer
+  const float* l;
+  QK_HD explicit Table(const Packed& w) : l(w.levels) {}
+  QK_HD F operator()(I code) const {
+    alignas(32) uint32_t c[kLanes];
+    alignas(32) float v[kLanes];
+    memcpy(c, &code, sizeof c);
+    for (int i = 0; i < kLanes; i++) v[i] = l[c[i] & 255];
+    return ::load(v);
+  }
+};
+#else
+template <int bits> struct Table {
+  const float* l;
+  QK_HD explicit Table(const Packed& w) : l(w.levels) {}
+  QK_HD F operator()(I code) const QK_LANES(F, .v[i] = l[code.v[i] & ((1u << bits) - 1)])
+};
+#endif
+
+// Eight bits whose levels are base + step * code: without a table.
+struct Uniform {
+  F base, step;
+  QK_HD explicit Uniform(const Packed& w) : base(w.base), step(w.step) {}
+  QK_HD F operator()(I code) const { return fused(to_float(low_byte(code)), step, base); }
+};
+
+// ---------------------------------------------------------------- the tiles of a stripe
+// A sub-block is 32 columns: four octets, t = 0 to 3. Words of a plane of p < 8 bits hold an octet of 4 / p sub-blocks.
+template <int p> struct Plane {
+  static constexpr int kBlocks = 8 / p;   // sub-blocks of a tile
+  static constexpr int kAhead = 1024;  // bytes: what was fastest of 512, 1024, 2048 and 4096
+  const uint8_t* first;
+  int64_t stride;  // bytes of a stripe
+  Plane(const uint8_t* codes, int64_t K) : first(codes), stride((K + 32 * kBlocks - 1) / (32 * kBlocks) * 512) {}
+  // The words of the tile that holds sub-block `block`.
+  QK_HD void load(int64_t stripe, int64_t block, I* words) const {
+    transpose_tile(first + stripe * stride + block / kBlocks * 512, words);
+  }
+  // A quarter of the lines of sub-block `block`, kAhead bytes early: of the next four stripes where this one ends.
+  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
+    int64_t offset = block * (64 * p) + kAhead;
+    if (offset >= stride) offset += 3 * stride;
+    for (int line = t; line < p; line += 4) __builtin_prefetch(first + stripe * stride + offset + line * 64);
+  }
+};
+
+// The codes of stripes. kBlocks sub-blocks are loaded at a time, as kWords words; sub-block b of them is split into
+// b = first + s, s < kSteps, because constants depend on s alone.
+template <int bits> struct Codes {
+  static constexpr int kBlocks = 8 / bits, kWords = 8, kSteps = bits == 8 ? 1 : 4 / bits;
+  Plane<bits> plane;
+  explicit Codes(const Packed& w) : plane(w.codes, w.K) {}
+  QK_HD void load(int64_t stripe, int64_t block, I* words) const { plane.load(stripe, block, words); }
+  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.prefetch(stripe, block, t); }
+  // body(i, r, code) for the columns i < n of octet t of R stripes: the code is in the lowest bits. Up to 4 bits, that of
+  // column i + 4 is 16 bits further up.
+  template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
+    I word[R];
+    if constexpr (bits == 8) {
+      for (int half = 0; half < 8; half += 4) {
+        for (int r = 0; r < R; r++) word[r] = words[r][half + t];
+        QK_UNROLL for (int i = 0; i < 4; i++)
+          for (int r = 0; r < R; r++) body(half + i, r, right(word[r], 8 * i));
+      }
+    } else {
+      for (int r = 0; r < R; r++) word[r] = words[r][first / kSteps * 4 + t];
+      QK_UNROLL for (int i = 0; i < n; i++)
+        for (int r = 0; r < R; r++) body(i, r, right(word[r], 4 * i + bits * s));
+    }
+  }
+  // The codes of a row at the sixteen columns of octets t and t + 1; words [kWords][16] in memory.
+  QK_IN I columns(const uint32_t (*words)[16], int b, int t, int row) {
+    if constexpr (bits == 8) {
+      const auto octet = [&](int at) QK_INLINE_LAMBDA { return words[at][row] | uint64_t(words[at + 4][row]) << 32; };
+      return bytes(octet(t), octet(t + 1));
+    } else {
+      const auto* of_block = words + b / kSteps * 4 + t;
+      return nibbles(of_block[0][row], of_block[1][row], b % kSteps * bits);
+    }
+  }
+};
+template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the second
+  static constexpr int kBlocks = 8, kWords = 24, kSteps = 4;
+  Plane<2> low;
+  Plane<1> high;
+  explicit Codes(const Packed& w) : low(w.codes, w.K), high(w.codes + (w.N + 15) / 16 * low.stride, w.K) {}
+  QK_HD void load(int64_t stripe, int64_t block, I* words) const {
+    low.load(stripe, block, words);
+    if ((block + 4) * 128 < low.stride) low.load(stripe, block + 4, words + 8);  // 128 bytes a sub-block
+    high.load(stripe, block, words + 16);
+  }
+  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
+    low.prefetch(stripe, block, t);
+    high.prefetch(stripe, block, t);
+  }
+  template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
+    I word[R];  // of nibbles: bits 0 to 2 are the code
+    for (int r = 0; r < R; r++) {
+      const I two = words[r][first / 2 * 4 + s / 2 * 4 + t], one = words[r][16 + first + t];
+      word[r] = choose(0x33333333u, right(two, s % 2 * 2), s < 2 ? left(one, 2 - s) : right(one, s - 2));
+    }
+    QK_UNROLL for (int i = 0; i < n; i++)
+      for (int r = 0; r < R; r++) body(i, r, right(word[r], 4 * i));
+  }
+  QK_IN I columns(const uint32_t (*words)[16], int b, int t, int row) {
+    const auto* two = words + b / 2 * 4 + t;
+    const auto* one = words + 16 + b / 4 * 4 + t;
+    return choose(3, nibbles(two[0][row], two[1][row], b % 2 * 2), left(nibbles(one[0][row], one[1][row], b % 4), 2));
+  }
+};
+
+// ---------------------------------------------------------------- sums
+QK_IN int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The segments of a row, one after another.
+struct Segment {
+  int64_t end, group_end, group;  // columns, columns, index
+  QK_HD explicit Segment(const Packed& w) : end(lower(kSegment, w.group)), group_end(w.group), group(0) {}
+  QK_HD void next(const Packed& w) {
+    if (end == group_end) group_end += w.group, group++;
+    end = lower(end + kSegment, group_end);
+  }
+  QK_HD F scale(const Packed& w, int64_t stripe) const { return load(w.scale + (stripe * w.G + group) * kStripe); }
+};
+
+// The rows of a stripe that exist, of one activation row.
+QK_IN void finish(const Packed& w, int64_t stripe, F total, const float* bias, float* y) {
+  const int64_t n = stripe * kStripe, rows = lower(kStripe, w.N - n);
+  if (rows == kStripe) {
+    store(y + n, bias ? total + load(bias + n) : total);
+  } else {
+    store_part(y + n, bias ? total + load_part(bias + n, rows) : total, rows);
+  }
+}
+
+}  // namespace
