@@ -26,9 +26,15 @@ __global__ void __launch_bounds__(kThreads) quant_forward_kernel(
   }
 }
 
+// The sum over the warp, in a fixed order, valid in its first lane.
+__device__ __forceinline__ float warp_sum(float v) {
+  for (int offset = 16; offset; offset /= 2) v += shuffle_down(v, offset);
+  return v;
+}
+
 // The sum over the thread block, in a fixed order, valid in thread 0. `shared` has kWarps floats.
 __device__ __forceinline__ float block_sum(float v, float* shared) {
-  for (int offset = 16; offset; offset /= 2) v += shuffle_down(v, offset);
+  v = warp_sum(v);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
   __syncthreads();
   float total = 0;

@@ -64,12 +64,6 @@ __global__ void __launch_bounds__(kThreads) soft_assign_forward_kernel(
   }
 }
 
-// The sum over the warp, in a fixed order, valid in its first lane.
-__device__ __forceinline__ float warp_sum(float v) {
-  for (int offset = 16; offset; offset /= 2) v += shuffle_down(v, offset);
-  return v;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads) soft_assign_backward_kernel(
     Blocks b, int K,

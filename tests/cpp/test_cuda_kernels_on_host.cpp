@@ -8,6 +8,7 @@
 #include "../../csrc/common/quant_kernels.cuh"
 #include "../../csrc/cpq/cpq.h"
 #include "../../csrc/daq/daq.h"
+#include "../../csrc/dropbits/dropbits.cuh"
 #include "../../csrc/lsq/lsq.h"
 #include "../../csrc/post/post.h"
 #include "../../csrc/soft_assign/soft_assign.cuh"
@@ -194,6 +195,66 @@ static void run_cpq(const CpqArgs& args, int64_t P, int64_t L) {
   }
 }
 
+// Values and dx are those of the elements one by one; the sums are, but for the order of adding.
+template <class T>
+static void run_dropbits(int bits, bool bitwise, int64_t P, int64_t L, float most_rho) {
+  const int top = (1 << (bits - 1)) - 1, gates = bitwise ? bits - 1 : top, count = 2 + gates;
+  const DropBitsArgs args{float(top), gates + 1, bitwise};
+  std::mt19937 random(unsigned(P * 1000 + L + bits));
+  std::vector<T> x(P * L), g(P * L), y(P * L, T{}), dx(P * L, T{});
+  std::vector<float> step(P), sigma(P), keep(gates);
+  for (auto& v : x) from_float(number(random), &v);
+  for (auto& v : g) from_float(float(int(random() % 9) - 4), &v);
+  for (auto& v : step) v = std::ldexp(12.0f, int(random() % 2) - bits);
+  for (int64_t p = 0; p < P; p++) sigma[p] = step[p] / (0.5f + float(random() % 1024) / 1024 * (most_rho - 0.5f));
+  for (auto& v : keep) v = random() % 4 ? float(1 + random() % 8) / 8 : 0.0f;
+  if (P == 3) from_float(NAN, &x[P * L / 2]);  // the sums of all gates are then NaN
+  const Blocks b = make_blocks(P, P * L);
+  const Params<3> params{{step.data(), sigma.data(), keep.data()}};
+  std::vector<float> partial(b.jobs * count, NAN), dstep(P, NAN), dsigma(P, NAN), dkeep(gates, NAN);
+  dropbits_forward<T>(args, b, x.data(), params, y.data(), nullptr);
+  dropbits_backward<T>(args, b, g.data(), x.data(), params, dx.data(), partial.data(), dstep.data(), dsigma.data(), dkeep.data(),
+                       nullptr);
+  if (b.jobs > 1) {  // one thread block for all jobs: shared memory is written again
+    std::vector<float> again(partial.size(), NAN);
+    std::vector<T> y_again(y.size(), T{}), dx_again(dx.size(), T{});
+    const T *in = x.data(), *gradient = g.data();
+    T *to = y_again.data(), *back = dx_again.data();
+    float* sums = again.data();
+    QK_LAUNCH((dropbits_forward_kernel<T>), 1, kThreads, nullptr, args, b, in, params, to);
+    QK_LAUNCH((dropbits_backward_kernel<T>), 1, kThreads, nullptr, args, b, gradient, in, params, back, sums);
+    CHECK(std::memcmp(to, y.data(), y.size() * sizeof(T)) == 0);
+    CHECK(std::memcmp(back, dx.data(), dx.size() * sizeof(T)) == 0);
+    for (size_t i = 0; i < again.size(); i++) CHECK(again[i] == partial[i] || (again[i] != again[i] && partial[i] != partial[i]));
+  }
+  std::vector<double> sums(2 * P + gates), sizes(2 * P + gates);
+  for (int64_t p = 0; p < P; p++) {
+    DropBitsTable table;
+    const DropBits<float> op(args, params.p, p, table);
+    op.fill(table, args, keep.data(), 0, 1);
+    for (int64_t i = p * L; i < (p + 1) * L; i++) {
+      const float v = to_float(x[i]), got = to_float(y[i]);
+      T want;
+      from_float(op.value(v), &want);
+      CHECK(to_float(want) == got || (v != v && got != got));
+      float terms[2], masses[kDropBitsLevels];
+      DropBits<float>::Share share;
+      const auto choice = op.choose(v);
+      from_float(op.grad<true>(to_float(g[i]), v, choice, terms, &share, masses), &want);
+      CHECK(to_float(want) == to_float(dx[i]));
+      const auto add = [&](size_t to, float term) { sums[to] += term, sizes[to] += std::fabs(term); };
+      for (int k = 0; k < 2; k++) add(2 * p + k, terms[k]);
+      for (int k = 1; k <= gates; k++)
+        if (keep[k - 1] > 0) add(2 * P + k - 1, op.gate_gradient(choice, share, masses[k], k));
+    }
+  }
+  // a chain of at most 32 (one thread of a job) + 5 + 8 (a block) + 1 + 5 + 8 (the jobs) additions, each of which rounds once
+  for (int64_t v = 0; v < 2 * P + gates && L; v++) {
+    const float got = v < 2 * P ? (v % 2 ? dsigma : dstep)[v / 2] : dkeep[v - 2 * P];
+    CHECK(sums[v] != sums[v] ? got != got : std::fabs(got - sums[v]) <= 64 * 6e-8 * sizes[v]);
+  }
+}
+
 // More chunks than threads: every partial sum is added, once.
 static void run_long_reduction() {
   const Blocks b{600 * kChunk, 600, 2 * 600};
@@ -224,7 +285,11 @@ int main() {
       run_cpq<CpqArgmaxTruncated>({0, 15}, P, L);
       run_cpq<CpqFull>({-128, 127}, P, L);
       run_cpq<CpqFullTruncated>({-8, 7}, P, L);
+      if (L <= 257 || (L == 8193 && simt::order == simt::kForward)) run_dropbits<float>(2 + L % 7, true, P, L, 6);
+      if (L <= 257) run_dropbits<bfloat>(8 - L % 7, true, P, L, 100), run_dropbits<half>(2 + L % 3, false, P, L, 6);
     }
+    if (simt::order == simt::kShuffled)
+      for (float rho : {0.4f, 100.0f}) run_dropbits<float>(8, false, 2, 70, rho);
     for (int64_t K : {32, 33, 256}) run_soft_assign<half>(2, 300, K);
   }
   std::printf("%d failures\n", failures);
