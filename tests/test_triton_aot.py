@@ -19,6 +19,8 @@ VARIANTS = {
     ],
     "daq.daq_fwd_kernel": [{}],
     "daq.daq_bwd_kernel": [{}],
+    "dropbits.dropbits_fwd_kernel": [{"BITWISE": True}, {"BITWISE": False}],
+    "dropbits.dropbits_bwd_kernel": [{"BITWISE": True}, {"BITWISE": False}],
     "lsq.lsq_fwd_kernel": [{}],
     "lsq.lsq_bwd_kernel": [{}],
     "post.post_fwd_kernel": [{"ZERO": True}, {"ZERO": False}],
@@ -30,13 +32,15 @@ VARIANTS = {
 ELEMENTS = {
     "cpq.cpq_bwd_kernel": 512,
     "daq.daq_bwd_kernel": 1024,
+    "dropbits.dropbits_fwd_kernel": 1024,
+    "dropbits.dropbits_bwd_kernel": 512,
     "soft_assign.soft_assign_fwd_kernel": 1024,
     "soft_assign.soft_assign_bwd_kernel": 1024,
 }
-INTEGERS = ("P", "L", "columns", "K", "C", "inner", "M")
+INTEGERS = ("P", "L", "columns", "K", "C", "inner", "M", "levels")
 # parameters and sums are float32 whatever x is
 FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "sigma_ptr", "dsigma_ptr", "lower_ptr", "upper_ptr", "dlower_ptr",
-           "dupper_ptr", "dscale_ptr", "levels_ptr", "temperature_ptr")  # fmt: skip
+           "dupper_ptr", "dscale_ptr", "levels_ptr", "temperature_ptr", "keep_ptr", "dkeep_ptr")  # fmt: skip
 
 # Runs in a process of its own: an ahead-of-time compile fails where TRITON_INTERPRET=1.
 COMPILE = """
