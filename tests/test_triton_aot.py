@@ -33,7 +33,7 @@ ELEMENTS = {
     "cpq.cpq_bwd_kernel": 512,
     "daq.daq_bwd_kernel": 1024,
     "dropbits.dropbits_fwd_kernel": 1024,
-    "dropbits.dropbits_bwd_kernel": 512,
+    "dropbits.dropbits_bwd_kernel": 256,
     "soft_assign.soft_assign_fwd_kernel": 1024,
     "soft_assign.soft_assign_bwd_kernel": 1024,
 }

@@ -14,7 +14,7 @@ from qkernels.ops.tiles import clamp, expm1, load_parameter, partials, pick, rou
 FAR = tl.constexpr(85.0)  # sigma off the grid: beyond it dx is 0
 MOST = tl.constexpr(40.0)  # sigma further off than the nearest level: beyond it nothing is added
 # a program: with more the kernels need more registers than tests/test_triton_aot.py allows
-_FORWARD, _BACKWARD = 1024, 512
+_FORWARD, _BACKWARD = 1024, 256
 
 
 @triton.jit
@@ -30,23 +30,26 @@ def _next(low, BITWISE: tl.constexpr):
 
 
 @triton.jit
-def _steps(step_ptr, sigma_ptr, rows, P):
-    """[ROWS, 1] each: step, and step / sigma; both NaN where step or sigma is not positive."""
+def _steps(step_ptr, sigma_ptr, rows, P, x):
+    """As large as x: step, and step / sigma; both NaN where step or sigma is not positive."""
     sigma = load_parameter(sigma_ptr, rows, P)
     s = tl.where(sigma > 0, load_parameter(step_ptr, rows, P), float("nan"))
-    return s, tl.div_rn(s, sigma)
+    return tl.broadcast_to(s, x.shape), tl.broadcast_to(tl.div_rn(s, sigma), x.shape)
+
+
+@triton.jit
+def _at_most(v, most):
+    return tl.minimum(v, most, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _at_least(v, least):
+    return tl.maximum(v, least, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _odds(rho, distance):
-    t = rho * distance
-    return tl.exp(tl.where(t > MOST, MOST, t))
-
-
-@triton.jit
-def _code_odds(rho, off, m):
-    """The odds of |x| being right of a code that it is off from, and left of it."""
-    return _odds(rho, (off - 0.5) - m), _odds(rho, 0.0 - ((off + 0.5) + m))
+    return tl.exp(_at_most(rho * distance, MOST))
 
 
 @triton.jit
@@ -58,30 +61,30 @@ def _choose(x, s, rho, top, keep_ptr, levels, BITWISE: tl.constexpr):
     magnitude = tl.abs(x)
     nearest = round_even(clamp(tl.div_rn(magnitude, s), 0.0, top))
     r = clamp(((magnitude - nearest * high) - nearest * (s - high)) * tl.div_rn(1.0, s), 0.0 - reach, reach)
-    m = (nearest - 0.5) + r
-    m = tl.where(m < 0.0, 0.0, m)
+    d = (nearest - 0.5) + r
     low = 1.0
     for k in range(1, levels):
         if tl.load(keep_ptr + k - 1) > 0:
-            d = tl.abs((nearest - clamp(nearest, low, _last(low, BITWISE))) + r) - 0.5
-            m = tl.where(m > d, tl.where(d < 0.0, 0.0, d), m)
+            off = (nearest - _at_most(_at_least(nearest, low), _last(low, BITWISE))) + r
+            d = _at_most(tl.abs(off) - 0.5, d)
         low = _next(low, BITWISE)
+    m = _at_least(d, 0.0)
     e0 = tl.exp(0.0 - rho * m)
     floor = e0 * (2.0 + expm1(0.0 - rho))
+    near = (r - m) - 0.5
+    away = (r + m) + 0.5
     code = nearest - nearest  # level 0; NaN where x is
     gate = code + 1.0
     distance = nearest + r
-    right, left = _code_odds(rho, distance, m)
-    total = floor + (right + left)
+    total = floor + (_odds(rho, nearest + near) + _odds(rho, 0.0 - (nearest + away)))
     low = 1.0
     for k in range(1, levels):
         keep = tl.load(keep_ptr + k - 1)
         if keep > 0:
-            n = clamp(nearest, low, _last(low, BITWISE))
-            off = (nearest - n) + r
-            d = tl.abs(off)
-            right, left = _code_odds(rho, off, m)
-            sums = floor + (right + left)
+            n = _at_most(_at_least(nearest, low), _last(low, BITWISE))
+            off = nearest - n
+            d = tl.abs(off + r)
+            sums = floor + (_odds(rho, off + near) + _odds(rho, 0.0 - (off + away)))
             closer = (d < distance) | ((d == distance) & (n == nearest))
             better = tl.where(gate == keep, closer, keep * total > gate * sums)
             code = tl.where(better, n, code)
@@ -93,19 +96,18 @@ def _choose(x, s, rho, top, keep_ptr, levels, BITWISE: tl.constexpr):
 
 
 @triton.jit
-def _run(rho, nearest, r, m, low, last, floor):
+def _run(rho, nearest, near, away, low, last, floor):
     """The odds of |x| being right and left of a run low .. last of codes, and the sum that its mass is over."""
-    right = _odds(rho, ((nearest - (last + 0.5)) + r) - m)
-    left = _odds(rho, (((low - 0.5) - nearest) - r) - m)
+    right = _odds(rho, (nearest - last) + near)
+    left = _odds(rho, (low - nearest) - away)
     return right, left, floor + (right + left)
 
 
 @triton.jit
-def _derivatives(run, inverse, floor, e0, wide, slope, center):
-    """d log mass of a run: over x / sigma, plus 1, and over rho; center is that of the run, less the chosen code."""
-    right, left, _ = run
-    both = (4.0 * wide) * e0 + (1.0 + wide) * (right + left)
-    return (floor + (left + left)) * inverse, slope * (both * inverse) - center * ((left - right) * inverse)
+def _derivatives(right, left, inverse, floor, thin, wide, bend, center):
+    """d log mass of a run: over x / sigma, plus 1, and over rho. thin is 4 e**-(rho m) wide, wide 1 + e**-(w rho)."""
+    slope = bend * (thin + wide * (right + left)) - center * (left - right)
+    return (floor + (left + left)) * inverse, slope * inverse
 
 
 @triton.jit
@@ -114,8 +116,8 @@ def dropbits_fwd_kernel(
     BITWISE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     rows, offs, mask, _ = tile(P, L, columns, ROWS, BLOCK)
-    s, rho = _steps(step_ptr, sigma_ptr, rows, P)
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    s, rho = _steps(step_ptr, sigma_ptr, rows, P, x)
     y = _choose(x, s, rho, top, keep_ptr, levels, BITWISE)[4] * s
     tl.store(y_ptr + offs, tl.where(x < 0.0, 0.0 - y, y).to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -127,19 +129,22 @@ def dropbits_bwd_kernel(
 ):  # fmt: skip
     """ds, dsigma [P, columns]; dkeep [programs, levels - 1]."""
     rows, offs, mask, sums = tile(P, L, columns, ROWS, BLOCK)
-    s, rho = _steps(step_ptr, sigma_ptr, rows, P)
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    s, rho = _steps(step_ptr, sigma_ptr, rows, P, x)
     nearest, r, m, e0, code, gate = _choose(x, s, rho, top, keep_ptr, levels, BITWISE)
+    near = (r - m) - 0.5
+    away = (r + m) + 0.5
 
-    # level 0, one run, and the code itself have the width 1
+    # level 0 is one run; it and the code itself have the width 1
     one = 0.0 - expm1(0.0 - rho)
-    wide = 1.0 - one
-    steep = tl.div_rn(0.5, one)
-    floor = e0 * (1.0 + wide)
-    zero = _run(rho, nearest, r, m, 0.0, 0.0, floor)
-    inverse = tl.div_rn(1.0, zero[2])
+    wide = 2.0 - one
+    bend = tl.div_rn(0.5, one)
+    floor = e0 * wide
+    thin = (4.0 * e0) * (1.0 - one)
+    right, left, D = _run(rho, nearest, near, away, 0.0, 0.0, floor)
+    inverse = tl.div_rn(1.0, D)
+    toward, slope = _derivatives(right, left, inverse, floor, thin, wide, bend, 0.0 - code)
     D = one * inverse
-    toward, slope = _derivatives(zero, inverse, floor, e0, wide, steep, 0.0 - code)
     toward = D * toward
     slope = D * slope
     low = 1.0
@@ -147,57 +152,69 @@ def dropbits_bwd_kernel(
         keep = tl.load(keep_ptr + k - 1)
         if keep > 0:
             last = _last(low, BITWISE)
-            width = last - low + 1.0
-            mass = 0.0 - expm1(0.0 - width * rho) if BITWISE else one
-            floor_k = e0 * (2.0 - mass)
-            run = _run(rho, nearest, r, m, low, last, floor_k)
-            mirror = _run(rho, nearest, r, m, 0.0 - last, 0.0 - low, floor_k)
-            per_sums = tl.div_rn(1.0, run[2] * mirror[2])  # at most e**41 each
-            here = per_sums * mirror[2]
-            there = per_sums * run[2]
-            bend = tl.div_rn(width, mass + mass)
+            mass = one
+            wide_k = wide
+            bend_k = bend
+            floor_k = floor
+            thin_k = thin
+            if BITWISE:
+                width = last - low + 1.0
+                mass = 0.0 - expm1(0.0 - width * rho)
+                wide_k = 2.0 - mass
+                bend_k = tl.div_rn(width, mass + mass)
+                floor_k = e0 * wide_k
+                thin_k = (4.0 * e0) * (1.0 - mass)
+            right, left, here = _run(rho, nearest, near, away, low, last, floor_k)
+            right_m, left_m, there = _run(rho, nearest, near, away, 0.0 - last, 0.0 - low, floor_k)
+            per_sums = tl.div_rn(1.0, here * there)  # at most e**41 each
+            inverse = per_sums * there
+            inverse_m = per_sums * here
             center = 0.5 * (low + last)
-            toward_here, slope_here = _derivatives(run, here, floor_k, e0, 1.0 - mass, bend, center - code)
-            toward_there, slope_there = _derivatives(mirror, there, floor_k, e0, 1.0 - mass, bend, 0.0 - center - code)
+            a, b = _derivatives(right, left, inverse, floor_k, thin_k, wide_k, bend_k, center - code)
+            a_m, b_m = _derivatives(right_m, left_m, inverse_m, floor_k, thin_k, wide_k, bend_k, 0.0 - center - code)
             weight = keep * mass
-            toward += weight * (here * toward_here + there * toward_there)
-            slope += weight * (here * slope_here + there * slope_there)
-            D += weight * (here + there)
+            toward += weight * (inverse * a + inverse_m * a_m)
+            slope += weight * (inverse * b + inverse_m * b_m)
+            D += weight * (inverse + inverse_m)
         low = _next(low, BITWISE)
 
-    off = (nearest - code) + r  # |x| / step less the code
-    right, left = _code_odds(rho, off, m)
     per_D = tl.div_rn(1.0, D)
-    inverse = tl.div_rn(1.0, floor + (right + left))
-    q = gate * ((one * inverse) * per_D)
-    X, Y = _derivatives((right, left, D), inverse, floor, e0, wide, steep, 0.0)
+    off = nearest - code
+    right, left, here = _run(rho, off, near, away, 0.0, 0.0, floor)
+    inverse = tl.div_rn(1.0, here)
+    gain = gate * ((one * inverse) * per_D)  # q
+    X, Y = _derivatives(right, left, inverse, floor, thin, wide, bend, 0.0)
     X = tl.where(tl.abs(r) < 0.5 + tl.div_rn(FAR, rho), X - toward * per_D, 0.0)
     Y = Y - slope * per_D
     g = tl.load(g_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    dx = tl.where(x == x, (g * code) * ((q * rho) * X), 0.0)
+    dx = tl.where(x == x, (g * code) * ((gain * rho) * X), 0.0)
     tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     g = tl.where(mask, g * tl.where(x < 0.0, 0.0 - code, code), 0.0)  # times the code, with its sign
-    gain = q * rho
+    share = g * (s * gain)
+    gain = gain * rho
     ds = tl.where(mask, g + g * (gain * (Y - code * X)), 0.0)
-    dsigma = tl.where(mask, 0.0 - g * (gain * (rho * (off * X + Y))), 0.0)
+    dsigma = tl.where(mask, 0.0 - g * (gain * (rho * ((off + r) * X + Y))), 0.0)
     tl.store(ds_ptr + sums, tl.sum(ds, axis=1), mask=rows < P)
     tl.store(dsigma_ptr + sums, tl.sum(dsigma, axis=1), mask=rows < P)
 
-    g = g * (s * q)
+    per_D = per_D * one
     dkeep_ptr += tl.program_id(0).to(tl.int64) * (levels - 1)
     low = 1.0
     for k in range(1, levels):
         keep = tl.load(keep_ptr + k - 1)
         if keep > 0:
             last = _last(low, BITWISE)
-            mass = 0.0 - expm1(0.0 - (last - low + 1.0) * rho) if BITWISE else one
-            floor_k = e0 * (2.0 - mass)
-            _, _, here = _run(rho, nearest, r, m, low, last, floor_k)
-            _, _, there = _run(rho, nearest, r, m, 0.0 - last, 0.0 - low, floor_k)
-            share = (keep * mass) * (tl.div_rn(1.0, here * there) * (here + there)) * per_D
-            own = tl.where((code >= low) & (code <= last), 1.0, 0.0)
-            term = tl.where(mask, g * ((own - share) * tl.div_rn(1.0, keep)), 0.0)
-            tl.store(dkeep_ptr + k - 1, tl.sum(term))
+            mass = 1.0
+            floor_k = floor
+            if BITWISE:
+                mass = expm1(0.0 - (last - low + 1.0) * rho)
+                floor_k = e0 * (2.0 + mass)
+                mass = tl.div_rn(0.0 - mass, one)
+            _, _, here = _run(rho, nearest, near, away, low, last, floor_k)
+            _, _, there = _run(rho, nearest, near, away, 0.0 - last, 0.0 - low, floor_k)
+            all_k = (mass * tl.div_rn(here + there, here * there)) * per_D
+            own = tl.where((code >= low) & (code <= last), tl.div_rn(1.0, keep), 0.0)
+            tl.store(dkeep_ptr + k - 1, tl.sum(tl.where(mask, share * (own - all_k), 0.0)))
         low = _next(low, BITWISE)
 
 
