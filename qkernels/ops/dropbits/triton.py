@@ -30,6 +30,12 @@ def _next(low, BITWISE: tl.constexpr):
 
 
 @triton.jit
+def _wider(mass, BITWISE: tl.constexpr):
+    """1 - e**-(w rho), of the runs of a level from that of the level below, half as wide."""
+    return mass * (2.0 - mass) if BITWISE else mass
+
+
+@triton.jit
 def _steps(step_ptr, sigma_ptr, rows, P, x):
     """As large as x: step, and step / sigma; both NaN where step or sigma is not positive."""
     sigma = load_parameter(sigma_ptr, rows, P)
@@ -54,7 +60,7 @@ def _odds(rho, distance):
 
 @triton.jit
 def _choose(x, s, rho, top, keep_ptr, levels, BITWISE: tl.constexpr):
-    """nearest, r, m and e**-(rho m); the code that is chosen, and its gate."""
+    """nearest, r, m, e**-(rho m) and 1 - e**-rho; the code that is chosen, and its gate."""
     shift = (s.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 6144.0
     high = (s + shift) - shift  # 12 bits: its product with a code is exact
     reach = 0.5 + tl.div_rn(FAR, rho)
@@ -70,7 +76,8 @@ def _choose(x, s, rho, top, keep_ptr, levels, BITWISE: tl.constexpr):
         low = _next(low, BITWISE)
     m = _at_least(d, 0.0)
     e0 = tl.exp(0.0 - rho * m)
-    floor = e0 * (2.0 + expm1(0.0 - rho))
+    one = 0.0 - expm1(0.0 - rho)
+    floor = e0 * (2.0 - one)
     near = (r - m) - 0.5
     away = (r + m) + 0.5
     code = nearest - nearest  # level 0; NaN where x is
@@ -92,7 +99,7 @@ def _choose(x, s, rho, top, keep_ptr, levels, BITWISE: tl.constexpr):
             distance = tl.where(better, d, distance)
             total = tl.where(better, sums, total)
         low = _next(low, BITWISE)
-    return nearest, r, m, e0, code, gate
+    return nearest, r, m, e0, one, code, gate
 
 
 @triton.jit
@@ -118,7 +125,7 @@ def dropbits_fwd_kernel(
     rows, offs, mask, _ = tile(P, L, columns, ROWS, BLOCK)
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     s, rho = _steps(step_ptr, sigma_ptr, rows, P, x)
-    y = _choose(x, s, rho, top, keep_ptr, levels, BITWISE)[4] * s
+    y = _choose(x, s, rho, top, keep_ptr, levels, BITWISE)[5] * s
     tl.store(y_ptr + offs, tl.where(x < 0.0, 0.0 - y, y).to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -131,12 +138,11 @@ def dropbits_bwd_kernel(
     rows, offs, mask, sums = tile(P, L, columns, ROWS, BLOCK)
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     s, rho = _steps(step_ptr, sigma_ptr, rows, P, x)
-    nearest, r, m, e0, code, gate = _choose(x, s, rho, top, keep_ptr, levels, BITWISE)
+    nearest, r, m, e0, one, code, gate = _choose(x, s, rho, top, keep_ptr, levels, BITWISE)
     near = (r - m) - 0.5
     away = (r + m) + 0.5
 
-    # level 0 is one run; it and the code itself have the width 1
-    one = 0.0 - expm1(0.0 - rho)
+    # level 0 is one run; it, level 1 and the code itself have the width 1
     wide = 2.0 - one
     bend = tl.div_rn(0.5, one)
     floor = e0 * wide
@@ -147,23 +153,16 @@ def dropbits_bwd_kernel(
     D = one * inverse
     toward = D * toward
     slope = D * slope
+    mass = one
     low = 1.0
     for k in range(1, levels):
         keep = tl.load(keep_ptr + k - 1)
         if keep > 0:
             last = _last(low, BITWISE)
-            mass = one
-            wide_k = wide
-            bend_k = bend
-            floor_k = floor
-            thin_k = thin
-            if BITWISE:
-                width = last - low + 1.0
-                mass = 0.0 - expm1(0.0 - width * rho)
-                wide_k = 2.0 - mass
-                bend_k = tl.div_rn(width, mass + mass)
-                floor_k = e0 * wide_k
-                thin_k = (4.0 * e0) * (1.0 - mass)
+            wide_k = 2.0 - mass
+            bend_k = tl.div_rn(0.5 * (last - low + 1.0), mass)
+            floor_k = e0 * wide_k
+            thin_k = (4.0 * e0) * (1.0 - mass)
             right, left, here = _run(rho, nearest, near, away, low, last, floor_k)
             right_m, left_m, there = _run(rho, nearest, near, away, 0.0 - last, 0.0 - low, floor_k)
             per_sums = tl.div_rn(1.0, here * there)  # at most e**41 each
@@ -176,6 +175,7 @@ def dropbits_bwd_kernel(
             toward += weight * (inverse * a + inverse_m * a_m)
             slope += weight * (inverse * b + inverse_m * b_m)
             D += weight * (inverse + inverse_m)
+        mass = _wider(mass, BITWISE)
         low = _next(low, BITWISE)
 
     per_D = tl.div_rn(1.0, D)
@@ -197,24 +197,20 @@ def dropbits_bwd_kernel(
     tl.store(ds_ptr + sums, tl.sum(ds, axis=1), mask=rows < P)
     tl.store(dsigma_ptr + sums, tl.sum(dsigma, axis=1), mask=rows < P)
 
-    per_D = per_D * one
     dkeep_ptr += tl.program_id(0).to(tl.int64) * (levels - 1)
+    mass = one
     low = 1.0
     for k in range(1, levels):
         keep = tl.load(keep_ptr + k - 1)
         if keep > 0:
             last = _last(low, BITWISE)
-            mass = 1.0
-            floor_k = floor
-            if BITWISE:
-                mass = expm1(0.0 - (last - low + 1.0) * rho)
-                floor_k = e0 * (2.0 + mass)
-                mass = tl.div_rn(0.0 - mass, one)
+            floor_k = e0 * (2.0 - mass)
             _, _, here = _run(rho, nearest, near, away, low, last, floor_k)
             _, _, there = _run(rho, nearest, near, away, 0.0 - last, 0.0 - low, floor_k)
             all_k = (mass * tl.div_rn(here + there, here * there)) * per_D
             own = tl.where((code >= low) & (code <= last), tl.div_rn(1.0, keep), 0.0)
             tl.store(dkeep_ptr + k - 1, tl.sum(tl.where(mask, share * (own - all_k), 0.0)))
+        mass = _wider(mass, BITWISE)
         low = _next(low, BITWISE)
 
 
