@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+import qkernels as qk
+from qkernels import backends
+from qkernels.ops.channel_error import reference
 from qkernels.testing import CASES, usable
-from qkernels.testing.compare import assert_same_bits
+from qkernels.testing.compare import assert_same_bits, assert_sum
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -72,3 +75,15 @@ def test_runs_on_the_current_stream(case, backend):
         got = case.fn(x * 3, *params, **case.plain, backend=backend)
     stream.synchronize()
     assert_same_bits(got, want, "on a side stream")
+
+
+@pytest.mark.parametrize("backend", [b for b in ("cuda", "triton") if b in backends.backends_of("channel_error")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sums_of_channels_are_the_references(backend, dtype):
+    for shape, dim in [((0, 3), 1), ((17,), 0), ((300, 33), 1), ((5, 7, 3), 1), ((2, 3, 100, 90), 1), ((70000, 40), 1)]:
+        x, step = torch.randn(shape, device="cuda").to(dtype), torch.tensor([0.3], device="cuda")
+        got = qk.channel_error(x, step, bits=4, dim=dim, signed=True, backend=backend)
+        want = qk.channel_error(x, step, bits=4, dim=dim, signed=True, backend="reference")
+        truth = reference.channel_error(x.double(), step, -8, 7, dim)
+        for g, w, t in zip(got, want, truth, strict=True):
+            assert_sum(g, w, t, 2 * t.abs(), f"{shape} {dim}")

@@ -1,11 +1,13 @@
 // The CUDA kernels of the block-wise quantizers, thread by thread on the CPU (csrc/common/simt_host.h), against the plain loop.
 // Small integers and powers of two: every sum is exact, so the results must be equal, in each order of the lanes.
 #define QK_SIMT_HOST
+#include <array>
 #include <cmath>
 #include <random>
 #include <vector>
 #include "check.h"
 #include "../../csrc/common/quant_kernels.cuh"
+#include "../../csrc/channel_error/channel_error.cuh"
 #include "../../csrc/cpq/cpq.h"
 #include "../../csrc/daq/daq.h"
 #include "../../csrc/dropbits/dropbits.cuh"
@@ -255,6 +257,40 @@ static void run_dropbits(int bits, bool bitwise, int64_t P, int64_t L, float mos
   }
 }
 
+// x in quarters, a step of a half: the sums are exact.
+template <class T>
+static void run_channel_error(int64_t outer, int64_t C, int64_t inner) {
+  std::mt19937 random(unsigned(outer * 100 + C * 10 + inner));
+  std::vector<T> x(outer * C * inner);
+  for (auto& v : x) from_float(float(int(random() % 33) - 16) / 4, &v);
+  const bool nan = C > 1;
+  if (nan) from_float(NAN, &x[inner]);  // of channel 1
+  const float step = 0.5f;
+  const ChannelParts p = channel_parts(outer, C, inner);
+  std::vector<float> partial(p.slots * C * p.parts * 3, NAN), again(partial.size(), NAN), sums(3 * C, NAN);
+  channel_error<T>(outer, C, inner, -4, 3, &step, x.data(), partial.data(), sums.data(), nullptr);
+  const T* in = x.data();
+  const float* s = &step;
+  float* out = again.data();  // one thread block for all jobs: shared memory is written again
+  if (inner < kLongRun) {
+    QK_LAUNCH((channel_error_columns_kernel<T>), 1, kThreads, nullptr, outer, C * inner, -4, 3, s, in, out);
+  } else {
+    const Blocks b = make_blocks(outer * C, outer * C * inner);
+    QK_LAUNCH((channel_error_runs_kernel<T>), 1, kThreads, nullptr, b, -4, 3, s, in, out);
+  }
+  for (size_t i = 0; i < again.size(); i++) CHECK(again[i] == partial[i] || (again[i] != again[i] && partial[i] != partial[i]));
+  for (int64_t c = 0; c < C; c++) {
+    ChannelSums<float> want{0, 0, 0};
+    for (int64_t o = 0; o < outer; o++)
+      for (int64_t i = 0; i < inner; i++) want.add(-4, 3, step, to_float(x[(o * C + c) * inner + i]));
+    const float wanted[3] = {want.a, want.t, want.u};
+    for (int k = 0; k < 3; k++) {
+      const float got = sums[k * C + c];
+      CHECK(nan && c == 1 ? got != got : got == wanted[k]);
+    }
+  }
+}
+
 // More chunks than threads: every partial sum is added, once.
 static void run_long_reduction() {
   const Blocks b{600 * kChunk, 600, 2 * 600};
@@ -271,6 +307,11 @@ int main() {
     simt::order = order;
     run_two_parameters();
     run_long_reduction();
+    for (auto [outer, C, inner] : {std::array<int64_t, 3>{1, 1, 1}, {5, 7, 1}, {300, 33, 1}, {257, 3, 4}, {600, 2, 63}, {2, 3, 64},
+                                   {3, 2, 300}, {2, 2, 8193}}) {
+      run_channel_error<float>(outer, C, inner);
+      if (inner < 300) run_channel_error<bfloat>(outer, C, inner);
+    }
     for (auto [P, L] : {std::pair<int64_t, int64_t>{1, 0}, {1, 1}, {3, 5}, {2, 255}, {2, 256}, {3, 257}, {1, 8192}, {2, 8193}, {1, 20000}}) {
       const DaqArgs exact{16, 1 / 16.0f, 2, 16, 0.5f, 1};  // T = 1: the gain is A, and every sum is exact
       run<Daq, float>(exact, P, L, bounds);
