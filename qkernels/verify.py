@@ -49,7 +49,7 @@ def verify(device: str, ops: tuple[str, ...] = ()) -> Iterator[Verified]:
 def _verify(case: Case, backend: str, dtype: torch.dtype, device: str) -> Verified:
     calls, problem = 0, None
     try:
-        for tensors, kwargs in case.samples(device, dtype):
+        for tensors, kwargs in case.samples_on(backend, device, dtype):
             check(case, tensors, kwargs, backend)
             calls += 1
     except (AssertionError, RuntimeError) as error:  # a kernel that cannot be launched is a result too

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +19,9 @@ RANKS, BATCH = 2, 8
 RULES = [("0", (qk.LSQ(bits=4, granularity=32), qk.LSQ(bits=4))), ("*", (qk.POST(bits=4), qk.LSQ(bits=4)))]
 # bounds beside a scale, one of them without a gradient, and a quantizer with a network in it
 OTHERS = [("0", (qk.DAQ(bits=4, granularity="row"), qk.ASQ(bits=4))), ("*", (qk.ASQ(bits=4), qk.DAQ(bits=4)))]
+
+GATED = [(name, (qk.CPQ(bits=4, dropbits=kind, penalty=0.1), qk.LSQ(bits=4))) for name, kind in
+         (("0", "bitwise"), ("*", "endpoints"))]  # fmt: skip
 
 
 def make(rules=RULES) -> nn.Sequential:
@@ -44,7 +47,7 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int = 2) ->
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = F.mse_loss(model(x), y)
+        loss = F.mse_loss(model(x), y) + qk.penalty(model)
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
@@ -98,6 +101,36 @@ def every_kind_of_quantizer_trains_as_one_process() -> None:
     same_as_alone(DistributedDataParallel(calibrated(OTHERS)), calibrated(OTHERS))
     for own_groups in (True, False):
         same_as_alone(sharded(calibrated(OTHERS), own_groups), calibrated(OTHERS))
+
+
+def gates_are_drawn_alike_and_resumed() -> None:
+    """Every rank draws the same gates at each step, those of one process; a gathered state goes on drawing."""
+    wraps = [DistributedDataParallel, *(lambda m, own=own: sharded(m, own) for own in (True, False))]
+    for wrap in wraps:
+        model, alone, (x, y) = wrap(calibrated(GATED)), calibrated(GATED), batch()
+        before = [q.draws.clone() for q in drawing(alone)]
+        same_as_alone(model, alone)
+        for q, own, start in zip(drawing(model), drawing(alone), before, strict=True):
+            assert torch.equal(q.draws, own.draws) and own.draws == start + 2
+        if dist.get_rank() == 0:
+            repr(model)  # no collective call
+        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=False))
+        resumed = wrap(calibrated(GATED))
+        for q in drawing(resumed):
+            q.draws.fill_(7)
+        set_model_state_dict(
+            resumed,
+            state if dist.get_rank() == 0 else {},
+            options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
+        )
+        for q, own in zip(drawing(resumed), drawing(alone), strict=True):
+            assert torch.equal(q.draws, own.draws)
+        losses = [train(m, part(x), part(y), steps=1)[0] for m in (resumed, model)]
+        torch.testing.assert_close(losses[0], losses[1])
+
+
+def drawing(model: nn.Module) -> list[qk.nn.DropBitsQuantizer]:
+    return [m for m in model.modules() if isinstance(m, qk.nn.DropBitsQuantizer)]
 
 
 def a_gathered_state_converts_exactly() -> None:
@@ -157,6 +190,7 @@ PROMISES = [
     ddp_trains_as_one_process,
     fsdp2_trains_as_one_process,
     every_kind_of_quantizer_trains_as_one_process,
+    gates_are_drawn_alike_and_resumed,
     a_gathered_state_converts_exactly,
     calibrate_agrees_over_ranks,
     prepare_is_no_collective_call,

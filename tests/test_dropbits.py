@@ -299,6 +299,23 @@ def test_checkpointing_recomputes_with_the_same_gates(reentrant):
     assert torch.equal(plain.weight_quantizer.draws, twin.weight_quantizer.draws)
 
 
+@pytest.mark.parametrize("dropbits", ["bitwise", "endpoints"])
+def test_a_compiled_layer_draws_and_learns_as_an_eager_one(dropbits):
+    """Through Inductor, whose backward may compute once more what the forward has: also what it drew."""
+    torch._dynamo.reset()
+    plain, twin, x = layer(dropbits), layer(dropbits), randn(3, 64)
+    compiled = torch.compile(twin, fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(4):
+            want, got = grads(plain, plain, x), grads(twin, compiled, x)
+            assert torch.equal(plain.weight_quantizer.draws, twin.weight_quantizer.draws)
+            for a, b in zip(want, got, strict=True):
+                torch.testing.assert_close(b, a)
+    for _ in range(2):  # in eval mode another graph, without draws
+        torch.testing.assert_close(compiled.eval()(x), plain.eval()(x))
+    assert torch.equal(plain.weight_quantizer.draws, twin.weight_quantizer.draws)
+
+
 def test_layers_draw_differently_and_runs_alike():
     assert torch.equal(layer().weight_quantizer.draws, layer().weight_quantizer.draws)
     torch.manual_seed(1)

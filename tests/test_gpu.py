@@ -6,10 +6,11 @@ import torch.nn.functional as F
 
 import qkernels as qk
 from qkernels import backends
+from qkernels.ops.channel_error import reference
 from qkernels.ops.lut_linear.plan import MOST_ROWS
 from qkernels.pack import PLANES
 from qkernels.testing import CASES, usable
-from qkernels.testing.compare import assert_same_bits
+from qkernels.testing.compare import assert_same_bits, assert_sum
 
 from .test_matmul import assert_twice_as_good, make, randint, randn
 
@@ -181,3 +182,15 @@ def test_gradients_of_a_packed_layer(backend):
         own = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
         grads.append(torch.autograd.grad(call(*own), own, g))
     assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
+
+
+@pytest.mark.parametrize("backend", [b for b in ("cuda", "triton") if b in backends.backends_of("channel_error")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sums_of_channels_are_the_references(backend, dtype):
+    for shape, dim in [((0, 3), 1), ((17,), 0), ((300, 33), 1), ((5, 7, 3), 1), ((2, 3, 100, 90), 1), ((70000, 40), 1)]:
+        x, step = torch.randn(shape, device="cuda").to(dtype), torch.tensor([0.3], device="cuda")
+        got = qk.channel_error(x, step, bits=4, dim=dim, signed=True, backend=backend)
+        want = qk.channel_error(x, step, bits=4, dim=dim, signed=True, backend="reference")
+        truth = reference.channel_error(x.double(), step, -8, 7, dim)
+        for g, w, t in zip(got, want, truth, strict=True):
+            assert_sum(g, w, t, 2 * t.abs(), f"{shape} {dim}")

@@ -29,7 +29,7 @@ every_and_reference = pytest.mark.parametrize("case, backend, dtype", list(grid(
 
 @every
 def test_matches_reference(case, backend, dtype):
-    for tensors, kwargs in case.samples(DEVICE, dtype):
+    for tensors, kwargs in case.samples_on(backend, DEVICE, dtype):
         check(case, tensors, kwargs, backend)
 
 
@@ -57,7 +57,7 @@ def test_instruction_sets_agree_to_the_bit(case, name, isa):
 @every
 def test_is_local_about_nan_and_inf(case, backend, dtype):
     """A NaN stays where it was: y NaN, dx 0, that block's parameter gradient NaN. Inf saturates, without gradient."""
-    for tensors, kwargs in case.samples(DEVICE, dtype):
+    for tensors, kwargs in case.samples_on(backend, DEVICE, dtype):
         x, *params = tensors
         if x.numel() != 384 or params[0].shape[0] != 12:
             continue
@@ -105,7 +105,7 @@ def test_opcheck(case, backend, dtype):
     fwd = getattr(torch.ops.qkernels, f"{case.name}_fwd").default
     bwd = getattr(torch.ops.qkernels, f"{case.name}_bwd").default
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    picked = [s for s in case.samples(DEVICE, dtype) if "grad_scale" not in s[1]]
+    picked = [s for s in case.samples_on(backend, DEVICE, dtype) if "grad_scale" not in s[1]]
     for tensors, kwargs in picked[:3] + picked[-2:]:
         x, *params = tensors
         x = x.contiguous()
@@ -117,8 +117,8 @@ def test_opcheck(case, backend, dtype):
 def test_compiles_whole(case, backend, dtype):
     torch._dynamo.reset()
     compiled = torch.compile(case.fn, fullgraph=True, dynamic=True, backend="aot_eager")
-    picked = [s for s in case.samples(DEVICE, dtype) if s[0][0].dim() == 2 and s[0][0].is_contiguous()][:2]
-    picked += [s for s in case.samples(DEVICE, dtype) if s[0][0].dim() == 4][:1]
+    picked = [s for s in case.samples_on(backend, DEVICE, dtype) if s[0][0].dim() == 2 and s[0][0].is_contiguous()][:2]
+    picked += [s for s in case.samples_on(backend, DEVICE, dtype) if s[0][0].dim() == 4][:1]
     assert len(picked) == 3
     for tensors, kwargs in picked:
         kwargs = kwargs | {"backend": backend}
@@ -146,7 +146,7 @@ def test_compiles_with_inductor(case):
 
 @every
 def test_torch_func_grad(case, backend, dtype):
-    tensors, kwargs = next(s for s in case.samples(DEVICE, dtype) if s[0][0].numel() == 1024)
+    tensors, kwargs = next(s for s in case.samples_on(backend, DEVICE, dtype) if s[0][0].numel() == 1024)
 
     def loss(*tensors):
         return (case.fn(*tensors, **kwargs, backend=backend).float() ** 2).sum()
@@ -231,7 +231,7 @@ def test_raw_cpu_ops_refuse_what_would_read_elsewhere():
 
 @every
 def test_autocast_changes_nothing(case, backend, dtype):
-    tensors, kwargs = next(s for s in case.samples(DEVICE, dtype) if s[0][0].numel() == 1024)
+    tensors, kwargs = next(s for s in case.samples_on(backend, DEVICE, dtype) if s[0][0].numel() == 1024)
     want = value_and_grads(case.fn, tensors, kwargs | {"backend": backend})
     with torch.autocast(DEVICE, torch.bfloat16):
         got = value_and_grads(case.fn, tensors, kwargs | {"backend": backend})
@@ -299,7 +299,7 @@ def test_hardened_codes_are_what_the_forward_used(case, backend, dtype):
     if case.harden is None:
         pytest.skip(f"{case} has no hard grid")
     tried = 0
-    for tensors, kwargs in case.samples(DEVICE, dtype):
+    for tensors, kwargs in case.samples_on(backend, DEVICE, dtype):
         if not tensors[0].numel():
             continue
         hardened = case.harden(*tensors, **kwargs)

@@ -19,6 +19,8 @@ VARIANTS = {
     ],
     "daq.daq_fwd_kernel": [{}],
     "daq.daq_bwd_kernel": [{}],
+    "dropbits.dropbits_fwd_kernel": [{"BITWISE": True}, {"BITWISE": False}],
+    "dropbits.dropbits_bwd_kernel": [{"BITWISE": True}, {"BITWISE": False}],
     "lsq.lsq_fwd_kernel": [{}],
     "lsq.lsq_bwd_kernel": [{}],
     "lut_linear.lut_dequantize_kernel": [{"BITS": bits, "ROWS": 1, "BLOCK": 128} for bits in (3, 4, 8)],
@@ -36,15 +38,19 @@ VARIANTS = {
 ELEMENTS = {
     "cpq.cpq_bwd_kernel": 512,
     "daq.daq_bwd_kernel": 1024,
+    "dropbits.dropbits_fwd_kernel": 1024,
+    "dropbits.dropbits_bwd_kernel": 256,
     "soft_assign.soft_assign_fwd_kernel": 1024,
     "soft_assign.soft_assign_bwd_kernel": 1024,
 }
 # no code depends on them: nothing is divided; and a matmul's sums may fuse
 MATMUL, DEQUANTIZE = "lut_linear.lut_linear_kernel", "lut_linear.lut_dequantize_kernel"
-INTEGERS = ("P", "L", "columns", "K", "C", "inner", "M", "N", "group", "G", "low_tiles", "high_first", "high_tiles")
+INTEGERS = ("P", "L", "columns", "K", "C", "inner", "M", "N", "group", "G", "low_tiles", "high_first", "high_tiles",
+            "levels")  # fmt: skip
 # parameters and sums are float32 whatever x is
 FLOAT32 = ("step_ptr", "scale_ptr", "ds_ptr", "sigma_ptr", "dsigma_ptr", "lower_ptr", "upper_ptr", "dlower_ptr",
-           "dupper_ptr", "dscale_ptr", "levels_ptr", "temperature_ptr", "bias_ptr", "w_ptr")  # fmt: skip
+           "dupper_ptr", "dscale_ptr", "levels_ptr", "temperature_ptr", "bias_ptr", "w_ptr",
+           "keep_ptr", "dkeep_ptr")  # fmt: skip
 
 # Runs in a process of its own: an ahead-of-time compile fails where TRITON_INTERPRET=1.
 COMPILE = """

@@ -3,23 +3,14 @@
 #include <vector>
 #include "../common/quant_cpu.h"
 #include "channel_error_kernels.h"
+#include "channel_error_tensors.h"
 
 namespace {
 using qk::Tensor;
 
-constexpr int64_t kLongRun = 64;  // elements: shorter runs of a channel are taken side by side
-
 // [3, C]: the sums over all of x but `dim`, of which C is the size. Partial sums of fixed pieces, added in their order.
 Tensor channel_error(Tensor x, Tensor step, int64_t qmin, int64_t qmax, int64_t dim) {
-  const auto [s] = qk::param_pointers<1>({step});
-  STD_TORCH_CHECK(step.numel() == 1, "step must have 1 value, got ", step.numel());
-  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous");
-  STD_TORCH_CHECK(dim >= 0 && dim < x.dim(), "dim must be a dimension of x, got ", dim);
-  STD_TORCH_CHECK(qmin <= 0 && qmax >= 0, "0 must be a code");
-  const int64_t C = x.size(dim);
-  int64_t outer = 1, inner = 1;
-  for (int64_t d = 0; d < dim; d++) outer *= x.size(d);
-  for (int64_t d = dim + 1; d < x.dim(); d++) inner *= x.size(d);
+  const auto [outer, C, inner, s] = qk::checked_channels(x, step, qmin, qmax, dim);
   Tensor sums = torch::stable::new_zeros(step, {3, C});
   if (x.numel() == 0) return sums;
   const qk::ChannelErrorArgs args{float(qmin), float(qmax), *s > 0 ? *s : std::numeric_limits<float>::quiet_NaN()};
@@ -27,7 +18,7 @@ Tensor channel_error(Tensor x, Tensor step, int64_t qmin, int64_t qmax, int64_t 
   const int dtype = qk::dtype_index(x);
   const void* in = x.data_ptr();
   std::vector<double> total(3 * C);
-  if (inner >= kLongRun) {
+  if (inner >= qk::kLongRun) {
     const qk::Blocks b = qk::make_blocks(outer * C, x.numel());
     std::vector<double> partial(b.jobs * 3);
     torch::stable::parallel_for(0, b.jobs, qk::grain(b), [&](int64_t begin, int64_t end) {

@@ -1,19 +1,13 @@
-// For each channel the sums of x**2, k x and k**2 with k = round(clamp(x / step, lo, hi)).
+// The loops over long runs of one channel, and over channels side by side.
 #include "../common/simd.h"
+#include "channel_error.h"
 #include "channel_error_kernels.h"
 
 namespace {
 
-struct Sums {
-  F a, t, u;
-};
+using Sums = qk::ChannelSums<F>;
 
-QK_IN void add(Sums& s, const qk::ChannelErrorArgs& args, F x) {
-  const F k = round_even(clamp(x / F(args.step), F(args.lo), F(args.hi)));
-  s.a = s.a + x * x;
-  s.t = s.t + k * x;
-  s.u = s.u + k * k;
-}
+QK_IN void add(Sums& s, const qk::ChannelErrorArgs& args, F x) { s.add(args.lo, args.hi, args.step, x); }
 
 constexpr int64_t kRows = 32;  // terms that a lane adds in float32 before the sum goes on in double: all have one sign
 

@@ -2,6 +2,8 @@
 #pragma once
 #ifdef __CUDACC__
 #define QK_HD __host__ __device__ __forceinline__
+#elif defined(QK_SIMT_HOST)
+#define QK_HD inline  // the compiler may take its time elsewhere
 #else
 #define QK_HD inline __attribute__((always_inline))
 #endif

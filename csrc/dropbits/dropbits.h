@@ -14,7 +14,7 @@
 
 namespace qk {
 
-constexpr int kMaxLevels = 128;      // 0, and one a magnitude at 8 bits
+constexpr int kDropBitsLevels = 128;   // at most: 0, and one a magnitude at 8 bits
 constexpr float kDropBitsFar = 85.0f;  // sigma off the grid, from where dx is 0
 
 // Level k >= 1 of the bitwise sharing is 2**(k - 1) .. 2**k - 1, of the endpoints sharing the one magnitude k.
@@ -30,35 +30,47 @@ struct DropBitsLevel {
   DropBitsEdge first[2], last[2];  // the edges of its smallest and of its largest magnitude
 };
 
+// What the elements of a block have in common, beside a few numbers: one table for all of them, in a GPU's shared memory.
+struct DropBitsTable {
+  float right_down[16], left_up[16];  // of the code's own edges: e**-(rho (code + 1/2)) and e**(rho (code - 1/2))
+  DropBitsLevel level[kDropBitsLevels];
+};
+
 template <class V>
 struct DropBits {
-  using Args = DropBitsArgs;  // the parameters are step [P], sigma [P] and the gates [levels - 1]
   V s, s_high, s_low, per_s, rho, top, reach;
+  float ratio;  // rho, as one number
   int levels;
   bool products, tabulated;
-  float right_down[16], left_up[16];  // of the code's own edges: e**-(rho (code + 1/2)) and e**(rho (code - 1/2))
-  DropBitsLevel level[kMaxLevels];
+  const DropBitsTable& table;  // fill it before anything else is asked
 
-  QK_HD DropBits(const Args& a, const float* const* params, int64_t p) : top(a.top), levels(a.levels) {
-    const float *keep = params[2], sigma = params[1][p];
+  // The parameters are step [P], sigma [P] and the gates [levels - 1].
+  QK_HD DropBits(const DropBitsArgs& a, const float* const* params, int64_t p, const DropBitsTable& t)
+      : top(a.top), levels(a.levels), table(t) {
+    const float sigma = params[1][p];
     const float step = positive_or_nan(sigma > 0.0f ? params[0][p] : 0.0f), shift = pow2_floor(step) * 6144.0f;
     const float high = (step + shift) - shift;  // 12 bits: its product with a code is exact
-    const float r = step / sigma;
-    s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(r), reach = V(0.5f + kDropBitsFar / r);
-    products = r * (a.top + 0.5f) <= kDropBitsProducts;
-    tabulated = products && sizeof(V) > sizeof(float) && a.top < 16.0f;  // a thread of a GPU has no use for a table
-    if (tabulated) {
-      for (int n = 0; n < 16; n++) {
-        right_down[n] = exponential(-(r * (float(n) + 0.5f))), left_up[n] = exponential(r * (float(n) - 0.5f));
-      }
+    ratio = step / sigma;
+    s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(ratio);
+    reach = V(0.5f + kDropBitsFar / ratio);
+    products = ratio * (a.top + 0.5f) <= kDropBitsProducts;
+    tabulated = products && a.top < 16.0f;
+  }
+
+  // Entries first, first + stride, ... of the table: what one of `stride` threads has to do.
+  QK_HD void fill(DropBitsTable& t, const DropBitsArgs& a, const float* keep, int first, int stride) const {
+    for (int n = first; n < 16 && tabulated; n += stride) {
+      t.right_down[n] = exponential(-(ratio * (float(n) + 0.5f))), t.left_up[n] = exponential(ratio * (float(n) - 0.5f));
     }
-    for (int k = 0; k < levels; k++) {
+    for (int k = first; k < levels; k += stride) {
       const int low = k == 0 ? 0 : a.bitwise ? 1 << (k - 1) : k, last = k == 0 ? 0 : a.bitwise ? (1 << k) - 1 : k;
-      const float w = float(last - low + 1), mass = -exponential_minus_one(-(w * r));
-      level[k] = {float(low), float(last), k == 0 ? 1.0f : keep[k - 1], 1.0f - mass, mass, w / (2.0f * mass), {}, {}};
+      const float w = float(last - low + 1), mass = -exponential_minus_one(-(w * ratio));
+      DropBitsLevel& l = t.level[k];
+      l.low = float(low), l.high = float(last), l.keep = k == 0 ? 1.0f : keep[k - 1];
+      l.wide = 1.0f - mass, l.mass = mass, l.slope = w / (2.0f * mass);
       for (int side = 0; side < 2; side++) {
-        level[k].first[side] = edge(float(low + side) - 0.5f, r);
-        level[k].last[side] = edge(float(last + side) - 0.5f, r);
+        l.first[side] = edge(float(low + side) - 0.5f, ratio);
+        l.last[side] = edge(float(last + side) - 0.5f, ratio);
       }
     }
   }
@@ -95,8 +107,8 @@ struct DropBits {
     c.r = clamp(((magnitude - c.nearest * s_high) - c.nearest * s_low) * per_s, zero - reach, reach);
     c.m = at_least((c.nearest - half) + c.r, zero);
     for (int k = 1; k < levels; k++) {
-      if (!(level[k].keep > 0.0f)) continue;
-      const V d = absolute((c.nearest - clamp(c.nearest, V(level[k].low), V(level[k].high))) + c.r);
+      if (!(table.level[k].keep > 0.0f)) continue;
+      const V d = absolute((c.nearest - clamp(c.nearest, V(table.level[k].low), V(table.level[k].high))) + c.r);
       c.m = at_most(c.m, at_least(d - half, zero));
     }
     V near_right, near_left;
@@ -108,16 +120,16 @@ struct DropBits {
       c.e0 = exponential(zero - rho * c.m);
     }
     if (tabulated) {
-      near_right = at_most(c.up * lookup(right_down, c.nearest), V(2.35385e17f));
-      near_left = at_most(c.down * lookup(left_up, c.nearest), V(2.35385e17f));
+      near_right = at_most(c.up * lookup(table.right_down, c.nearest), V(2.35385e17f));
+      near_left = at_most(c.down * lookup(table.left_up, c.nearest), V(2.35385e17f));
     } else {
       near_right = odds((c.r - half) - c.m), near_left = odds(zero - ((c.r + half) + c.m));
     }
-    const V floor = c.e0 * V(1.0f + level[0].wide);
+    const V floor = c.e0 * V(1.0f + table.level[0].wide);
     V distance, total;
     for (int k = 0; k < levels; k++) {
-      if (!(level[k].keep > 0.0f)) continue;
-      const DropBitsLevel& l = level[k];
+      if (!(table.level[k].keep > 0.0f)) continue;
+      const DropBitsLevel& l = table.level[k];
       const V n = clamp(c.nearest, V(l.low), V(l.high)), keep = V(l.keep), off = (c.nearest - n) + c.r, d = absolute(off);
       const auto before = c.nearest < V(l.low), after = c.nearest > V(l.high);
       V right, left;
@@ -143,57 +155,74 @@ struct DropBits {
     return c;
   }
 
-  QK_LONG V value(V x) const {
+  QK_HD V value(V x) const {
     const V y = choose(x).code * s;
     return select(x < V(0.0f), V(0.0f) - y, y);  // 0 - 0 is +0
   }
 
-  // dx; terms: of step, sigma, and (adding to it) of the gates.
-  QK_LONG V grad(V g, V x, V* terms, V* gates) const {
-    const V zero(0.0f), one(1.0f), half(0.5f);
-    const Choice c = choose(x);
+  // The runs of a level: the one that |x| may be in, and its mirror image. Two sums of at most e**41 each share a division.
+  struct Runs { V floor, right[2], left[2], inverse[2]; };
+  QK_HD Runs runs(const Choice& c, int k) const {
+    const DropBitsLevel& l = table.level[k];
+    Runs r{c.e0 * V(1.0f + l.wide), {right_of(c, l.last[1], false), right_of(c, l.first[0], true)},
+           {left_of(c, l.first[0], false), left_of(c, l.last[1], true)}, {}};
+    const V sums[2] = {r.floor + (r.right[0] + r.left[0]), k ? r.floor + (r.right[1] + r.left[1]) : V(1.0f)};
+    const V per_sums = V(1.0f) / (sums[0] * sums[1]);
+    r.inverse[0] = per_sums * sums[1], r.inverse[1] = per_sums * sums[0];
+    return r;
+  }
+
+  // keep_k times the probability of level k, less what all have in common.
+  QK_HD V mass(const Runs& r, int k) const {
+    const V weight(table.level[k].keep * table.level[k].mass);
+    return weight * r.inverse[0] + (k ? weight * r.inverse[1] : V(0.0f));
+  }
+
+  // What the gradients of the gates need of an element, beside its choice.
+  struct Share { V scale, per_D; };  // g code s q, and 1 over the sum of all masses
+
+  // The term of gate k >= 1, which is not 0; mass: that of its level.
+  QK_HD V gate_gradient(const Choice& c, const Share& o, V mass, int k) const {
+    const DropBitsLevel& l = table.level[k];
+    const V chosen = select((c.code >= V(l.low)) & (c.code <= V(l.high)), V(1.0f), V(0.0f));
+    return o.scale * ((chosen - mass * o.per_D) * V(1.0f / l.keep));
+  }
+
+  // dx; terms: of step and sigma; share: for the gates; masses, if they are wanted: of the levels that are not dropped.
+  template <bool wanted>
+  QK_HD V grad(V g, V x, const Choice& c, V* terms, Share* share, V* masses) const {
+    const V zero(0.0f), one(1.0f);
     const V off = (c.nearest - c.code) + c.r;  // |x| / s less the code
-    V masses[kMaxLevels], D(0.0f), toward(0.0f), slope(0.0f);
+    V D(0.0f), toward(0.0f), slope(0.0f);
     for (int k = 0; k < levels; k++) {
-      const DropBitsLevel& l = level[k];
+      const DropBitsLevel& l = table.level[k];
       if (!(l.keep > 0.0f)) continue;
-      const V floor = c.e0 * V(1.0f + l.wide);
-      V mass(0.0f);
-      // The run that |x| may be in, and its mirror image: two sums of at most e**41 each, which share a division.
-      const V rights[2] = {right_of(c, l.last[1], false), right_of(c, l.first[0], true)};
-      const V lefts[2] = {left_of(c, l.first[0], false), left_of(c, l.last[1], true)};
-      const V sums[2] = {floor + (rights[0] + lefts[0]), k ? floor + (rights[1] + lefts[1]) : one};
-      const V per_sums = one / (sums[0] * sums[1]);
-      for (int side = 0; side < (k ? 2 : 1); side++) {
-        const bool mirror = side == 1;
-        const V right = rights[side], left = lefts[side];
-        const float center = (mirror ? -0.5f : 0.5f) * (l.low + l.high);
-        const V inverse = per_sums * sums[1 - side], weight = V(l.keep * l.mass) * inverse;
-        const V both = right + left, pull = (left - right) * inverse;  // d log mass / d(x / sigma); 1 + it has no cancellation
-        mass = mass + weight;
-        toward = toward + weight * ((floor + (left + left)) * inverse);
+      const Runs r = runs(c, k);
+      for (int side = 0; side < 2; side++) {
+        if (k == 0 && side == 1) break;
+        const float center = (side ? -0.5f : 0.5f) * (l.low + l.high);
+        const V inverse = r.inverse[side], weight = V(l.keep * l.mass) * inverse;
+        const V both = r.right[side] + r.left[side];
+        const V pull = (r.left[side] - r.right[side]) * inverse;  // d log mass / d(x / sigma); 1 + it has no cancellation
+        toward = toward + weight * ((r.floor + (r.left[side] + r.left[side])) * inverse);
         slope = slope + weight * (V(l.slope) * ((V(4.0f * l.wide) * c.e0 + V(1.0f + l.wide) * both) * inverse)
                                   - (V(center) - c.code) * pull);
       }
-      masses[k] = mass;
-      D = D + mass;
+      const V m = mass(r, k);
+      if constexpr (wanted) masses[k] = m;
+      D = D + m;
     }
-    const float wide = level[0].wide;
+    const float wide = table.level[0].wide;
     const V floor = c.e0 * V(1.0f + wide);
     const V inverse = one / (floor + (c.right + c.left)), per_D = one / D;
-    const V q = c.keep * ((V(level[0].mass) * inverse) * per_D);
+    const V q = c.keep * ((V(table.level[0].mass) * inverse) * per_D);
     V X = (floor + (c.left + c.left)) * inverse - toward * per_D;
-    const V Y = V(level[0].slope) * ((V(4.0f * wide) * c.e0 + V(1.0f + wide) * (c.right + c.left)) * inverse) - slope * per_D;
+    const V Y = V(table.level[0].slope) * ((V(4.0f * wide) * c.e0 + V(1.0f + wide) * (c.right + c.left)) * inverse) - slope * per_D;
     X = select(absolute(c.r) < reach, X, zero);
     const V n = select(x < zero, zero - c.code, c.code), gain = q * rho;
     terms[0] = g * n + (g * n) * (gain * (Y - c.code * X));
     terms[1] = zero - (g * n) * (gain * (rho * (off * X + Y)));
-    const V scale = (g * n) * (s * q);
-    for (int k = 1; k < levels; k++) {
-      if (!(level[k].keep > 0.0f)) continue;
-      const V chosen = select((c.code >= V(level[k].low)) & (c.code <= V(level[k].high)), one, zero);
-      gates[k - 1] = gates[k - 1] + scale * ((chosen - masses[k] * per_D) * V(1.0f / level[k].keep));
-    }
+    *share = {(g * n) * (s * q), per_D};
     return select(is_number(x), (g * c.code) * (gain * X), zero);
   }
 };

@@ -1,27 +1,13 @@
 #include <tuple>
 #include "../common/quant_cpu.h"
 #include "dropbits_kernels.h"
+#include "dropbits_tensors.h"
 
 namespace {
 using qk::Tensor;
 
-struct Call {
-  qk::DropBitsArgs args;
-  qk::Blocks blocks;
-  std::array<const float*, 3> params;
-};
-
-Call checked(const Tensor& x, const Tensor& step, const Tensor& sigma, const Tensor& keep, int64_t bits) {
-  STD_TORCH_CHECK(bits >= 2 && bits <= 8, "bits must be between 2 and 8, got ", bits);
-  const int64_t top = (int64_t(1) << (bits - 1)) - 1;
-  STD_TORCH_CHECK(keep.numel() == bits - 1 || keep.numel() == top, "keep must have ", bits - 1, " or ", top, " values, got ",
-                  keep.numel());
-  const auto pointers = qk::param_pointers<3>({step, sigma, keep});
-  return {{float(top), int(keep.numel()) + 1, keep.numel() == bits - 1}, qk::checked_blocks<2>(x, {step, sigma}), pointers};
-}
-
 Tensor dropbits_fwd(Tensor x, Tensor step, Tensor sigma, Tensor keep, int64_t bits) {
-  const Call c = checked(x, step, sigma, keep, bits);
+  const auto c = qk::checked_dropbits(x, step, sigma, keep, bits);
   Tensor y = torch::stable::empty_like(x);
   const auto kernel = qk::dropbits_kernels().forward[qk::dtype_index(x)];
   const void* in = x.data_ptr();
@@ -35,7 +21,7 @@ Tensor dropbits_fwd(Tensor x, Tensor step, Tensor sigma, Tensor keep, int64_t bi
 // dx, and the gradients of step and sigma [P] and of the gates, which all blocks share.
 std::tuple<Tensor, Tensor, Tensor, Tensor> dropbits_bwd(Tensor g, Tensor x, Tensor step, Tensor sigma, Tensor keep, int64_t bits) {
   qk::check_gradient(g, x);
-  const Call c = checked(x, step, sigma, keep, bits);
+  const auto c = qk::checked_dropbits(x, step, sigma, keep, bits);
   Tensor dx = torch::stable::empty_like(x);
   const auto kernel = qk::dropbits_kernels().backward[qk::dtype_index(x)];
   const int64_t count = 2 + keep.numel(), chunks = c.blocks.chunks;

@@ -23,7 +23,8 @@ class DropBitsQuantizer(Quantizer):
     a call from inside a backward (activation checkpointing) gets the gates that it is to recompute. The buffer
     ``draws`` (int64 [1]) is the seed of the present ones; it starts from the weight, so that layers differ and runs
     agree, goes up by one a draw, and is in the state dict, so that a run that is resumed draws what it would have
-    drawn. In a compiled graph each call draws.
+    drawn. In a compiled graph each call draws. In a distributed run every rank draws the same gates; where the logits
+    are sharded, ``penalty``, ``effective_bits`` and ``harden`` are collective calls.
 
     In eval mode the gates are those without noise, and so are ``harden``, ``effective_bits`` and what is packed.
     """
@@ -87,7 +88,10 @@ class DropBitsQuantizer(Quantizer):
         self._spent = True
 
     def _logits(self) -> Tensor:
-        logits = self.logits.float()
+        logits = self.logits
+        if hasattr(logits, "full_tensor"):  # sharded, outside of forward: a collective call
+            logits = logits.full_tensor()
+        logits = logits.float()
         low, high = (torch.full_like(logits, end) for end in _LOGITS)
         return clamp_pulling_back(logits, low, high)
 
@@ -98,4 +102,6 @@ class DropBitsQuantizer(Quantizer):
         self._spent = True
 
     def extra_repr(self) -> str:
+        if hasattr(self.logits, "full_tensor"):  # sharded: one rank may print alone
+            return super().extra_repr()
         return f"{super().extra_repr()}, {self.effective_bits} bits kept"

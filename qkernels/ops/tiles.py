@@ -84,3 +84,18 @@ def relative_weight(v):
     p = p * r + 6.9314718e-1
     power = (((n + 12582912.0).to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)  # 2**n
     return (p * r + 1.0) * power - 5.421010862427522e-20
+
+
+@triton.jit
+def expm1(v):
+    """e**v - 1 for v <= 88, also near 0; as csrc/common/functions.h has it."""
+    c = clamp(v, -87.3, 88.0)
+    n = round_even(c * 1.44269504088896341)
+    r = (c - n * 0.693359375) + n * 2.12194440e-4
+    p = r * 1.9875691500e-4 + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    power = (((n + 12582912.0).to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)  # 2**n
+    return (p * (r * r) + r) * power + (power - 1.0)

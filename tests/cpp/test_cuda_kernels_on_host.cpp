@@ -1,13 +1,16 @@
 // The CUDA kernels of the block-wise quantizers, thread by thread on the CPU (csrc/common/simt_host.h), against the plain loop.
 // Small integers and powers of two: every sum is exact, so the results must be equal, in each order of the lanes.
 #define QK_SIMT_HOST
+#include <array>
 #include <cmath>
 #include <random>
 #include <vector>
 #include "check.h"
 #include "../../csrc/common/quant_kernels.cuh"
+#include "../../csrc/channel_error/channel_error.cuh"
 #include "../../csrc/cpq/cpq.h"
 #include "../../csrc/daq/daq.h"
+#include "../../csrc/dropbits/dropbits.cuh"
 #include "../../csrc/lsq/lsq.h"
 #include "../../csrc/post/post.h"
 #include "../../csrc/soft_assign/soft_assign.cuh"
@@ -203,6 +206,100 @@ static void run_cpq(const CpqArgs& args, int64_t P, int64_t L) {
   }
 }
 
+// Values and dx are those of the elements one by one; the sums are, but for the order of adding.
+template <class T>
+static void run_dropbits(int bits, bool bitwise, int64_t P, int64_t L, float most_rho) {
+  const int top = (1 << (bits - 1)) - 1, gates = bitwise ? bits - 1 : top, count = 2 + gates;
+  const DropBitsArgs args{float(top), gates + 1, bitwise};
+  std::mt19937 random(unsigned(P * 1000 + L + bits));
+  std::vector<T> x(P * L), g(P * L), y(P * L, T{}), dx(P * L, T{});
+  std::vector<float> step(P), sigma(P), keep(gates);
+  for (auto& v : x) from_float(number(random), &v);
+  for (auto& v : g) from_float(float(int(random() % 9) - 4), &v);
+  for (auto& v : step) v = std::ldexp(12.0f, int(random() % 2) - bits);
+  for (int64_t p = 0; p < P; p++) sigma[p] = step[p] / (0.5f + float(random() % 1024) / 1024 * (most_rho - 0.5f));
+  for (auto& v : keep) v = random() % 4 ? float(1 + random() % 8) / 8 : 0.0f;
+  if (P == 3) from_float(NAN, &x[P * L / 2]);  // the sums of all gates are then NaN
+  const Blocks b = make_blocks(P, P * L);
+  const Params<3> params{{step.data(), sigma.data(), keep.data()}};
+  std::vector<float> partial(b.jobs * count, NAN), dstep(P, NAN), dsigma(P, NAN), dkeep(gates, NAN);
+  dropbits_forward<T>(args, b, x.data(), params, y.data(), nullptr);
+  dropbits_backward<T>(args, b, g.data(), x.data(), params, dx.data(), partial.data(), dstep.data(), dsigma.data(), dkeep.data(),
+                       nullptr);
+  if (b.jobs > 1) {  // one thread block for all jobs: shared memory is written again
+    std::vector<float> again(partial.size(), NAN);
+    std::vector<T> y_again(y.size(), T{}), dx_again(dx.size(), T{});
+    const T *in = x.data(), *gradient = g.data();
+    T *to = y_again.data(), *back = dx_again.data();
+    float* sums = again.data();
+    QK_LAUNCH((dropbits_forward_kernel<T>), 1, kThreads, nullptr, args, b, in, params, to);
+    QK_LAUNCH((dropbits_backward_kernel<T>), 1, kThreads, nullptr, args, b, gradient, in, params, back, sums);
+    CHECK(std::memcmp(to, y.data(), y.size() * sizeof(T)) == 0);
+    CHECK(std::memcmp(back, dx.data(), dx.size() * sizeof(T)) == 0);
+    for (size_t i = 0; i < again.size(); i++) CHECK(again[i] == partial[i] || (again[i] != again[i] && partial[i] != partial[i]));
+  }
+  std::vector<double> sums(2 * P + gates), sizes(2 * P + gates);
+  for (int64_t p = 0; p < P; p++) {
+    DropBitsTable table;
+    const DropBits<float> op(args, params.p, p, table);
+    op.fill(table, args, keep.data(), 0, 1);
+    for (int64_t i = p * L; i < (p + 1) * L; i++) {
+      const float v = to_float(x[i]), got = to_float(y[i]);
+      T want;
+      from_float(op.value(v), &want);
+      CHECK(to_float(want) == got || (v != v && got != got));
+      float terms[2], masses[kDropBitsLevels];
+      DropBits<float>::Share share;
+      const auto choice = op.choose(v);
+      from_float(op.grad<true>(to_float(g[i]), v, choice, terms, &share, masses), &want);
+      CHECK(to_float(want) == to_float(dx[i]));
+      const auto add = [&](size_t to, float term) { sums[to] += term, sizes[to] += std::fabs(term); };
+      for (int k = 0; k < 2; k++) add(2 * p + k, terms[k]);
+      for (int k = 1; k <= gates; k++)
+        if (keep[k - 1] > 0) add(2 * P + k - 1, op.gate_gradient(choice, share, masses[k], k));
+    }
+  }
+  // a chain of at most 32 (one thread of a job) + 5 + 8 (a block) + 1 + 5 + 8 (the jobs) additions, each of which rounds once
+  for (int64_t v = 0; v < 2 * P + gates && L; v++) {
+    const float got = v < 2 * P ? (v % 2 ? dsigma : dstep)[v / 2] : dkeep[v - 2 * P];
+    CHECK(sums[v] != sums[v] ? got != got : std::fabs(got - sums[v]) <= 64 * 6e-8 * sizes[v]);
+  }
+}
+
+// x in quarters, a step of a half: the sums are exact.
+template <class T>
+static void run_channel_error(int64_t outer, int64_t C, int64_t inner) {
+  std::mt19937 random(unsigned(outer * 100 + C * 10 + inner));
+  std::vector<T> x(outer * C * inner);
+  for (auto& v : x) from_float(float(int(random() % 33) - 16) / 4, &v);
+  const bool nan = C > 1;
+  if (nan) from_float(NAN, &x[inner]);  // of channel 1
+  const float step = 0.5f;
+  const ChannelParts p = channel_parts(outer, C, inner);
+  std::vector<float> partial(p.slots * C * p.parts * 3, NAN), again(partial.size(), NAN), sums(3 * C, NAN);
+  channel_error<T>(outer, C, inner, -4, 3, &step, x.data(), partial.data(), sums.data(), nullptr);
+  const T* in = x.data();
+  const float* s = &step;
+  float* out = again.data();  // one thread block for all jobs: shared memory is written again
+  if (inner < kLongRun) {
+    QK_LAUNCH((channel_error_columns_kernel<T>), 1, kThreads, nullptr, outer, C * inner, -4, 3, s, in, out);
+  } else {
+    const Blocks b = make_blocks(outer * C, outer * C * inner);
+    QK_LAUNCH((channel_error_runs_kernel<T>), 1, kThreads, nullptr, b, -4, 3, s, in, out);
+  }
+  for (size_t i = 0; i < again.size(); i++) CHECK(again[i] == partial[i] || (again[i] != again[i] && partial[i] != partial[i]));
+  for (int64_t c = 0; c < C; c++) {
+    ChannelSums<float> want{0, 0, 0};
+    for (int64_t o = 0; o < outer; o++)
+      for (int64_t i = 0; i < inner; i++) want.add(-4, 3, step, to_float(x[(o * C + c) * inner + i]));
+    const float wanted[3] = {want.a, want.t, want.u};
+    for (int k = 0; k < 3; k++) {
+      const float got = sums[k * C + c];
+      CHECK(nan && c == 1 ? got != got : got == wanted[k]);
+    }
+  }
+}
+
 // More chunks than threads: every partial sum is added, once.
 static void run_long_reduction() {
   const Blocks b{600 * kChunk, 600, 2 * 600};
@@ -239,10 +336,16 @@ int main() {
     simt::order = order;
     run_two_parameters();
     run_long_reduction();
-    const bool all = simt::order == simt::kForward || simt::order == simt::kGreedy;
-    for (auto [P, L] : {std::pair<int64_t, int64_t>{1, 0}, {1, 1}, {3, 5}, {20, 8}, {2, 255}, {2, 256}, {3, 257}, {1, 2048}, {2, 2049}, {1, 8192},
-                        {2, 8193}, {1, 20000}}) {
-      if (L > 2049 && !all) continue;
+    for (auto [outer, C, inner] : {std::array<int64_t, 3>{1, 1, 1}, {5, 7, 1}, {300, 33, 1}, {257, 3, 4}, {600, 2, 63}, {2, 3, 64},
+                                   {3, 2, 300}, {2, 2, 8193}}) {
+      run_channel_error<float>(outer, C, inner);
+      if (inner < 300) run_channel_error<bfloat>(outer, C, inner);
+    }
+    // Several jobs, in the orders that differ most: the loops and their barriers are the same for all of these ops.
+    if (simt::order == simt::kForward || simt::order == simt::kGreedy)
+      for (auto [P, L] : {std::pair<int64_t, int64_t>{1, 8192}, {2, 8193}, {1, 20000}}) run<Lsq, float>({-8, 7}, P, L);
+    if (simt::order == simt::kForward) run_soft_assign<float>(2, 8193, 5), run_dropbits<float>(5, true, 2, 8193, 6);
+    for (auto [P, L] : {std::pair<int64_t, int64_t>{1, 0}, {1, 1}, {3, 5}, {20, 8}, {2, 255}, {2, 256}, {3, 257}, {1, 2048}, {2, 2049}}) {
       const DaqArgs exact{16, 1 / 16.0f, 2, 16, 0.5f, 1};  // T = 1: the gain is A, and every sum is exact
       run<Daq, float>(exact, P, L, bounds);
       run<Daq, bfloat>(exact, P, L, bounds, true);
@@ -252,12 +355,17 @@ int main() {
       run<Lsq, half>({-2, 1}, P, L, power, true);
       run<Post, float>(post_args(7, true, true), P, L);
       run<Post, half>(post_args(8, false, false), P, L);
-      if (L <= 257 || (L == 8193 && simt::order == simt::kForward)) run_soft_assign<float>(P, L, 2 + L % 7);
+      if (L > 257) continue;
+      run_soft_assign<float>(P, L, 2 + L % 7);
       run_cpq<CpqArgmax>({-8, 7}, P, L);
       run_cpq<CpqArgmaxTruncated>({0, 15}, P, L);
       run_cpq<CpqFull>({-128, 127}, P, L);
       run_cpq<CpqFullTruncated>({-8, 7}, P, L);
+      run_dropbits<float>(2 + L % 7, true, P, L, 6);
+      run_dropbits<bfloat>(8 - L % 7, true, P, L, 100), run_dropbits<half>(2 + L % 3, false, P, L, 6);
     }
+    if (simt::order == simt::kShuffled)
+      for (float rho : {0.4f, 100.0f}) run_dropbits<float>(8, false, 2, 70, rho);
     for (int64_t K : {32, 33, 256}) run_soft_assign<half>(2, 300, K);
   }
   std::printf("%d failures\n", failures);

@@ -34,7 +34,7 @@ def channel_error(
         bits: 1 to 8 (signed: 2 to 8); the codes are 0 .. 2**bits - 1 (signed: -2**(bits-1) .. 2**(bits-1) - 1).
         dim: the dimension of x that numbers its C channels; negative ones count from the end.
         signed: whether the grid has negative levels.
-        backend: "reference" | "cpu" | "triton"; None picks the fastest that can run.
+        backend: "reference" | "cpu" | "cuda" | "triton"; None picks the fastest that can run.
 
     Returns:
         Three float32 tensors [C]. A NaN stays in its channel.

@@ -9,27 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qkernels.ops.tiles import clamp, load_parameter, partials, pick, round_even, tile
+from qkernels.ops.tiles import clamp, expm1, load_parameter, partials, pick, round_even, tile
 
 FAR = tl.constexpr(85.0)  # sigma off the grid: beyond it dx is 0
 DECAY = tl.constexpr(20.0)  # sigma off the grid, from where dx falls as e**-t to float32 precision
 WINDOW = tl.constexpr(5.5)  # sigma from x, from where edges are summed in powers of their odds
 _ELEMENTS = 512  # a program of the backward: with 1024 it needs more registers than tests/test_triton_aot.py allows
-
-
-@triton.jit
-def _expm1(v):
-    """e**v - 1 for v <= 88, also near 0; as csrc/common/functions.h has it."""
-    c = clamp(v, -87.3, 88.0)
-    n = round_even(c * 1.44269504088896341)
-    r = (c - n * 0.693359375) + n * 2.12194440e-4
-    p = r * 1.9875691500e-4 + 1.3981999507e-3
-    p = p * r + 8.3334519073e-3
-    p = p * r + 4.1665795894e-2
-    p = p * r + 1.6666665459e-1
-    p = p * r + 5.0000001201e-1
-    power = (((n + 12582912.0).to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)  # 2**n
-    return (p * (r * r) + r) * power + (power - 1.0)
 
 
 @triton.jit
@@ -43,8 +28,8 @@ def _steps(step_ptr, sigma_ptr, rows, P):
 @triton.jit
 def _argmax_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
     """w, X and Y."""
-    own = 0.0 - _expm1(0.0 - rho)
-    push = tl.div_rn(1.0, _expm1(rho))
+    own = 0.0 - expm1(0.0 - rho)
+    push = tl.div_rn(1.0, expm1(rho))
     up = tl.exp(rho * (r - 0.5))
     down = tl.exp(0.0 - rho * (r + 0.5))
     inverse = tl.div_rn(1.0, (1.0 + up) * (1.0 + down))
@@ -54,8 +39,8 @@ def _argmax_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
         Y = 0.5 * ((up * (1.0 + down) + down * (1.0 + up)) * inverse) + push
     else:
         K = hi - lo + 1.0
-        pull = push - tl.div_rn(K, _expm1(K * rho))
-        gain = tl.div_rn(own, 0.0 - _expm1(0.0 - K * rho))
+        pull = push - tl.div_rn(K, expm1(K * rho))
+        gain = tl.div_rn(own, 0.0 - expm1(0.0 - K * rho))
         after = hi - k
         before = k - lo
         top = tl.exp(rho * ((r - 0.5) - after))
@@ -135,13 +120,13 @@ def _full_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
         right = tl.where(near_after > j + 1, right * q, 0.0)
         left = tl.where(near_before > j + 1, left * q, 0.0)
     if TRUNCATE:
-        per_Z = tl.div_rn(tl.div_rn(1.0, 0.0 - _expm1(0.0 - K * rho)), per_top * per_bottom)
+        per_Z = tl.div_rn(tl.div_rn(1.0, 0.0 - expm1(0.0 - K * rho)), per_top * per_bottom)
         e = mean * per_Z
         ends = ((after - e) * (after + 0.5)) * f_top - ((before + e) * (before + 0.5)) * f_bottom
         X = total * per_Z
         Y = (ends - weighted) * per_Z
     else:
-        sum0, sum1 = _coefficients(q, 0.0 - _expm1(0.0 - rho))
+        sum0, sum1 = _coefficients(q, 0.0 - expm1(0.0 - rho))
         right = tl.where(after > edges, tl.exp(rho * ((r - 0.5) - edges)), 0.0)
         left = tl.where(before > edges, tl.exp(0.0 - rho * ((r + 0.5) + edges)), 0.0)
         end_right = tl.where(after > edges, top, 0.0)

@@ -117,7 +117,8 @@ def hard_concrete(logits: Tensor, *, seed: int | Tensor, training: bool = True) 
         raise ValueError(f"hard_concrete: seed must not be negative, got {seed}")
     wide = logits.to(torch.float64)
     if training:
-        u = _uniform(seed, logits).clamp(1e-6, 1 - 1e-6)
+        seed = torch.as_tensor(seed, dtype=torch.int64, device=logits.device).reshape(1)
+        u = _uniform(seed, logits.numel()).reshape(logits.shape).clamp(1e-6, 1 - 1e-6)
         s = torch.sigmoid((u.log() - (1 - u).log() + wide) / _BETA)
     else:
         s = torch.sigmoid(wide)
@@ -146,18 +147,25 @@ def bit_penalty(logits: Tensor) -> Tensor:
     ).sum()
 
 
-def _uniform(seed: int | Tensor, like: Tensor) -> Tensor:
-    """float64 in [0, 1), the shape of ``like``: SplitMix64 of seed and position, in integer operations only.
+@torch.library.custom_op("qkernels::uniform", mutates_args=())
+def _uniform(seed: Tensor, count: int) -> Tensor:
+    """float64 [count] in [0, 1): SplitMix64 of seed, int64 [1], and position, in integer operations only.
 
-    A hash rather than torch's generators: those differ between devices, and hold a state.
+    A hash rather than torch's generators: those differ between devices, and hold a state. An op, which a compiler does
+    not look into: Inductor would compute it once more for the backward, from a seed that has moved on since.
     """
-    count = torch.arange(1, like.numel() + 1, dtype=torch.int64, device=like.device)
-    z = torch.as_tensor(seed, dtype=torch.int64, device=like.device).reshape(1) * _signed(0xD1342543DE82EF95)
-    z = z + count * _signed(0x9E3779B97F4A7C15)  # wraps around
+    z = seed * _signed(0xD1342543DE82EF95)
+    position = torch.arange(1, count + 1, dtype=torch.int64, device=seed.device)
+    z = z + position * _signed(0x9E3779B97F4A7C15)  # wraps around
     z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
     z = z ^ _shift(z, 31)
-    return (_shift(z, 11).to(torch.float64) * 2.0**-53).reshape(like.shape)
+    return _shift(z, 11).to(torch.float64) * 2.0**-53
+
+
+@_uniform.register_fake
+def _(seed: Tensor, count: int) -> Tensor:
+    return seed.new_empty(count, dtype=torch.float64)
 
 
 def _signed(v: int) -> int:

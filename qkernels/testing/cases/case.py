@@ -41,12 +41,19 @@ class Case:
     soft_forward: bool | Callable = False  # or (**kwargs) -> whether this call's forward is soft
     kernels: str = ""  # the op on whose kernels it runs, if it has none of its own
     soft_grad: bool = False
+    # (tensors, kwargs) -> whether Triton's interpreter takes the sample too: each operation of a program takes 0.1 ms
+    interpreted: Callable = lambda tensors, kwargs: True
 
     def __repr__(self) -> str:
         return self.name
 
     def backends(self) -> tuple[str, ...]:
         return backends.backends_of(self.kernels or self.name)
+
+    def samples_on(self, backend: str, device: str, dtype: torch.dtype) -> Iterator:
+        """The samples that this backend is judged by."""
+        every = self.samples(device, dtype)
+        return (s for s in every if self.interpreted(*s)) if (backend, device) == ("triton", "cpu") else every
 
     def refusal(self, backend: str, x: Tensor) -> str | None:
         """Why ``backend`` cannot run it on x, or None."""
