@@ -83,41 +83,43 @@ QK_HD uint32_t word_of(const Words& q, int half, int index) { return half ? (ind
 template <int BITS>
 __device__ __forceinline__ void decode_pair(const Codes<BITS>& codes, int pair, const unsigned char* table, uint32_t place,
                                             uint32_t (&a)[2][2][4]) {
+  // A look-up by byte i of a word.
+  const auto address = [&](uint32_t word, int i) { return permute(word, place, 0x7604u | unsigned(i) << 4); };
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    uint32_t words[2];  // of the two sub-blocks; with 8 bits their first four columns
-    if constexpr (BITS == 4) {
-      words[0] = word_of(codes.low[pair], half, 0);
-      words[1] = word_of(codes.low[pair], half, 1);
-    } else if constexpr (BITS == 3) {
-      const uint32_t low = word_of(codes.low[pair / 2], half, pair % 2), high = word_of(codes.high[pair / 4], half, pair / 2 % 2);
-      words[0] = blend(low, pair % 2 ? high : high << 2, 0x33333333u);
-      words[1] = blend(low, pair % 2 ? high >> 2 : high, 0xccccccccu);
-    } else if constexpr (is_paired<BITS>) {
+  for (int half = 0; half < 2; half++)
+    if constexpr (is_paired<BITS>) {
       const uint32_t word = BITS == 2 ? word_of(codes.low[pair / 2], half, pair % 2)
                                       : word_of(codes.low[pair / 4], half, pair / 2 % 2) >> (pair % 2 * 2);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const Pair v = at<Pair>(table, permute(word, place, 0x7604u | unsigned(i) << 4));
+        const Pair v = at<Pair>(table, address(word, i));
         a[half][i / 2][i % 2 * 2] = v.x;
         a[half][i / 2][i % 2 * 2 + 1] = v.y;
       }
-      continue;
-    }
+    } else if constexpr (BITS == 8) {
 #pragma unroll
-    for (int s = 0; s < 2; s++)
+      for (int s = 0; s < 2; s++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if constexpr (BITS == 8) {
+        for (int i = 0; i < 4; i++) {
           const uint32_t word = word_of(codes.low[2 * pair + s], half, i / 2);
-          const uint32_t first = at<uint32_t>(table, permute(word, place, 0x7604u | unsigned(i % 2 * 2) << 4));
-          const uint32_t second = at<uint32_t>(table, permute(word, place, 0x7604u | unsigned(i % 2 * 2 + 1) << 4));
-          a[s][half][i] = permute(first, second, 0x5410u);
-        } else {
-          a[s][half][i] = at<uint32_t>(table + place_of<BITS>(s), permute(words[s], place, 0x7604u | unsigned(i) << 4));
+          const uint32_t first = at<uint32_t>(table, address(word, i % 2 * 2)), next = at<uint32_t>(table, address(word, i % 2 * 2 + 1));
+          a[s][half][i] = permute(first, next, 0x5410u);
         }
+    } else {
+      uint32_t words[2];  // of the two sub-blocks
+      if constexpr (BITS == 4) {
+        words[0] = word_of(codes.low[pair], half, 0);
+        words[1] = word_of(codes.low[pair], half, 1);
+      } else {
+        const uint32_t low = word_of(codes.low[pair / 2], half, pair % 2), high = word_of(codes.high[pair / 4], half, pair / 2 % 2);
+        words[0] = blend(low, pair % 2 ? high : high << 2, 0x33333333u);
+        words[1] = blend(low, pair % 2 ? high >> 2 : high, 0xccccccccu);
       }
-  }
+#pragma unroll
+      for (int s = 0; s < 2; s++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[s][half][i] = at<uint32_t>(table + place_of<BITS>(s), address(words[s], i));
+    }
 }
 
 // The codes that byte `row` stands for: the first and second of two columns, of sub-blocks 0 and 1 of a pair.

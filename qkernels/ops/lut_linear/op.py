@@ -187,11 +187,11 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     (dx = g @ W, W made a few rows at a time) and bias; codes, levels and scale get none. Under autocast x is cast as
     for ``F.linear``.
 
-    W is never rounded to x's dtype. On "cuda", up to 64 rows of float16 or bfloat16 meet the levels in x's dtype;
-    levels that it cannot hold become a sum of two or three terms that it can, and the codes are read once for each.
-    (So integers, POST's levels and others that fit cost nothing; a table learned in float32 takes up to three times
-    as long, and an infinite x may then give NaN.) A row of x gives the same bits in any batch of up to 64. More rows,
-    and float32, meet W in float32, a part of it at a time.
+    W is never rounded to the dtype of x. On "cuda", up to 64 rows of float16 or bfloat16 meet levels in that dtype; a
+    level that it cannot hold becomes a sum of two or three that it can, and the codes are read once for each.
+    (Integers, POST's levels and others that fit cost nothing; a table learned in float32 takes up to three times as
+    long, and an infinite x may then give NaN.) A row of x gives the same bits in any batch of up to 64. More rows, and
+    float32, meet W in float32, a part of it at a time.
 
     Args:
         x: [..., K], float32 | float16 | bfloat16 (float64: reference only).
