@@ -109,6 +109,18 @@ def test_instruction_sets_agree_to_the_bit(bits, isa):
 
 
 @compiled
+@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_product_and_its_sum_are_rounded_once(sign, name, isa):
+    """c + a * b with c = 1 + eps and a * b just below eps / 2: as a double it is a tie, and would go up."""
+    isa(name)
+    eps, d = 2.0**-23, 2.0**-18
+    w = LutWeight.pack(torch.tensor([[0, 1]]), torch.tensor([1, 1 + d]), torch.ones(1), bits=1)
+    x = sign * torch.tensor([[1 + eps, (1 - d) * eps / 2]])
+    assert qk.lut_linear(x, w, backend="cpu").item() == sign * (1 + eps)
+
+
+@compiled
 @pytest.mark.parametrize("bits", [4, 8])
 def test_what_is_not_finite_stays_in_its_row(bits):
     """The padding of rows, columns and tiles multiplies with zeros only where x is finite."""

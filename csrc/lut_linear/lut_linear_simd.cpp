@@ -148,7 +148,7 @@ void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x,
     case 3: return each(2, direct<bits, Levels, 2, 3>);
     case 4: return each(2, direct<bits, Levels, 2, 4>);
     case 5: return each(2, direct<bits, Levels, 2, 5>);
-    case 6: return each(2, direct<bits, Levels, 2, 6>);
+    case 6: return each(1, direct<bits, Levels, 1, 6>);
     case 7: return each(1, direct<bits, Levels, 1, 7>);
     case 8: return each(1, direct<bits, Levels, 1, 8>);
   }
