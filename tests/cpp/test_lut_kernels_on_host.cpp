@@ -156,7 +156,7 @@ static void run_bits() {
 #ifdef FEW
     simt::order = simt::Order(turn++ % 4);
     run_decode<bfloat>(lut_decode<bfloat, BITS, 1, true>, w, 9, {2, 2, 4}, true);
-    if (group == 0 || group % 128 == 0) run_decode<half>(lut_decode<half, BITS, 2, false>, w, 9, {2, 1, 4}, true);
+    if (group == 0 || group % 128 == 0) run_decode<half>(lut_decode<half, BITS, 2, false>, w, 9, {3, 1, 8}, true);
 #else
     for (int64_t M : {1, 2, 4, 5, 8, 9, 16, 17, 33, 64}) {
       turn++;
