@@ -13,6 +13,9 @@
 #include <random>
 #include <stdexcept>
 #include <vector>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #define __global__
 #define __device__
@@ -36,7 +39,7 @@ struct Lane {
   bool done = false;
   Wait wait = kRun;
 };
-constexpr size_t kStack = 64 << 10;
+constexpr size_t kStack = 16 << 10;
 
 inline std::vector<Lane> lanes;
 inline ucontext_t home;
@@ -93,10 +96,13 @@ inline bool run_warp(unsigned begin, unsigned end, std::mt19937& random) {
 }
 
 inline void run_block(unsigned count) {
-  lanes.clear();
   lanes.resize(count);
   for (Lane& l : lanes) {
-    l.stack.reset(new char[kStack]);
+    l.done = false, l.wait = kRun;
+    if (!l.stack) l.stack.reset(new char[kStack]);
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(l.stack.get(), kStack);  // the lane of the last block left its frames there
+#endif
     getcontext(&l.context);
     l.context.uc_stack.ss_sp = l.stack.get();
     l.context.uc_stack.ss_size = kStack;
