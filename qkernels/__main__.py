@@ -105,7 +105,12 @@ def _system() -> str:
 
 
 def _isa() -> str:
-    return torch.ops.qkernels_cpu.isa("") if backends.HAS_COMPILED else "none"
+    if not backends.HAS_COMPILED:
+        return "none"
+    try:
+        return torch.ops.qkernels_cpu.isa("")
+    except RuntimeError:
+        return f"QKERNELS_ISA={os.environ.get('QKERNELS_ISA')} is none that this CPU has: they will not run"
 
 
 def _gpu() -> str:

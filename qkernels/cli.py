@@ -52,7 +52,7 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu or cuda; by default cuda where torch sees a GPU.")] = "",
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be given several times.")] = None,
 ) -> None:
-    """Every kernel of this machine against its reference: values and gradients. Exit status 1 if one differs."""
+    """The quantizers' kernels here against their references: values and gradients. Exit status 1 if one differs."""
     import torch
 
     from .verify import verify

@@ -1,4 +1,4 @@
-"""``qkernels verify``: every kernel that can run on this machine against its reference, on the tests' own data."""
+"""``qkernels verify``: every quantizer's kernels on this machine against their references, on the tests' own data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

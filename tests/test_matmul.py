@@ -376,8 +376,28 @@ def test_a_1x1_convolution_of_few_pixels_is_the_packed_matmul(options, monkeypat
 def test_other_1x1_convolutions_are_not(pixels, options):
     w = make(256, 512 // options.get("groups", 1), 1, 1, P=256, integers=True)
     x = randint(1, 512, *pixels)
-    assert not op._is_matmul(x, w.shape, options.get("stride", 1), options.get("padding", 0), options.get("groups", 1))
+    keys = ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)
+    assert not op._is_matmul(x, w.shape, *(options.get(*key) for key in keys))
     assert torch.equal(qk.lut_conv2d(x, w, **options), F.conv2d(x, w.dequantize(), **options))
+
+
+@compiled
+@pytest.mark.parametrize(
+    "options", [{"dilation": 0}, {"dilation": (1, 2, 3)}, {"padding": (0, 0, 0, 0)}, {"stride": 1.0}], ids=str
+)
+def test_a_1x1_convolution_refuses_what_pytorch_refuses(options):
+    w, x = make(272, 256, 1, 1, P=272), randn(1, 256, 4, 8)
+    with pytest.raises((RuntimeError, TypeError)):
+        F.conv2d(x, w.dequantize(), **options)
+    with pytest.raises((RuntimeError, TypeError)):
+        qk.lut_conv2d(x, w, **options)
+
+
+@compiled
+def test_a_1x1_convolution_keeps_channels_last():
+    w, x = make(272, 256, 1, 1, P=272), randn(2, 256, 4, 8).to(memory_format=torch.channels_last)
+    y, want = qk.lut_conv2d(x, w), F.conv2d(x, w.dequantize())
+    assert y.stride() == want.stride() and torch.allclose(y, want, atol=1e-2)
 
 
 W, X = make(24, 64), torch.randn(3, 64)

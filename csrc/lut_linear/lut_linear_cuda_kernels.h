@@ -28,7 +28,7 @@ struct Decode {
 
 // Columns that a warp decodes at a time: 1 to 4 loads of 512 bytes. With more the compiler collects loads until it spills.
 constexpr int decode_columns(int bits) { return bits == 8 ? 128 : 256; }
-// Group indices come from a multiplication, exact up to here (lut_linear.cuh).
+// Group indices come from a multiplication, exact up to here (lut_decode.cuh).
 constexpr int64_t kDecodeMostColumns = 1 << 20;
 
 cudaError_t lut_dequantize_cuda(const Packed& w, int count, float* out, cudaStream_t stream);

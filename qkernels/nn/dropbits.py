@@ -20,7 +20,8 @@ class DropBitsQuantizer(Quantizer):
     """``Quantizer`` with the gates of ``qkernels.CPQ(dropbits=...)``: one more parameter, ``logits``.
 
     In training mode the gates are drawn from ``logits``, once a step: the first call after a backward draws anew, and
-    a call from inside a backward (activation checkpointing) gets the gates that it is to recompute. The buffer
+    a call from inside a backward (activation checkpointing) gets the gates that it is to recompute. (Not in a
+    compiled graph, which would draw anew: use activation checkpointing or ``torch.compile``, not both.) The buffer
     ``draws`` (int64 [1]) is the seed of the present ones; it starts from the weight, so that layers differ and runs
     agree, goes up by one a draw, and is in the state dict, so that a run that is resumed draws what it would have
     drawn. In a compiled graph each call draws. In a distributed run every rank draws the same gates; where the logits

@@ -182,16 +182,18 @@ def linear(
 def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     """``y = x @ W.T + bias`` with ``W[n, k] = levels[code[n, k]] * scale[n, k // group_size]``; W stays packed.
 
-    Accumulated in float32, rounded to x's dtype once. On a CPU a row gives the same bits in any batch of fewer than 512
-    rows; a larger one is multiplied by PyTorch, and gives the bits of the dequantized float32 layer. Gradients reach x
-    (dx = g @ W, W made a few rows at a time) and bias; codes, levels and scale get none. Under autocast x is cast as
-    for ``F.linear``.
+    Accumulated in float32, rounded to x's dtype once; a scale multiplies sums of up to 128 products, so that levels
+    near the ends of float32 may overflow or lose digits where the weights themselves do not. On a CPU a row gives
+    the same bits in any batch of fewer than 512 rows; more rows meet W in float32, a part of it at a time, in
+    PyTorch's matmul. Gradients reach x (dx = g @ W, W made a few rows at a time) and bias; codes, levels and scale
+    get none. Under autocast x is cast as for ``F.linear``.
 
-    W is never rounded to the dtype of x. On "cuda", up to 64 rows of float16 or bfloat16 meet levels in that dtype; a
-    level that it cannot hold becomes a sum of two or three that it can, and the codes are read once for each.
+    W is never rounded to the dtype of x. On "cuda", up to 64 rows of float16 or bfloat16 meet levels in that dtype;
+    a level that it cannot hold becomes a sum of two or three that it can, and the codes are read once for each.
     (Integers, POST's levels and others that fit cost nothing; a table learned in float32 takes up to three times as
-    long, and an infinite x may then give NaN.) A row of x gives the same bits in any batch of up to 64. More rows, and
-    float32, meet W in float32, a part of it at a time.
+    long, and an infinite x may then give NaN. In float16 that holds for levels of at least 2**-38 of the largest,
+    in bfloat16 for all but the ends of float32.) A row of x gives the same bits in any batch of up to 64. More
+    rows, and float32, meet W in float32, a part of it at a time.
 
     Args:
         x: [..., K], float32 | float16 | bfloat16 (float64: reference only).
@@ -286,22 +288,31 @@ def conv2d(
         raise ValueError(f"lut_conv2d: x and the weight must be on one device, got {x.device} and {codes.device}")
     _check_bias("lut_conv2d", bias, shape[0], codes.device)
     n, k = matrix_shape(shape)
-    if _is_matmul(x, shape, stride, padding, groups):
+    if _is_matmul(x, shape, stride, padding, dilation, groups):
         y = linear(x.movedim(-3, -1), codes, levels, scale, bias, bits=bits, group_size=group_size, n=n, k=k)
-        return y.movedim(-1, -3).contiguous()
+        y = y.movedim(-1, -3)  # channels_last, where x may be too
+        last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        return y if last else y.contiguous()
     weight = _weight(codes, levels, scale, bits, group_size, shape, n, k, x.dtype, None)
     return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
 
 
-def _is_matmul(x, shape, stride, padding, groups) -> bool:
-    """Whether a packed matmul does this convolution, and faster; a compiled graph serves images of any size."""
+def _is_matmul(x, shape, stride, padding, dilation, groups) -> bool:
+    """Whether a packed matmul does this convolution, and faster; a compiled graph serves images of any size.
+
+    What F.conv2d refuses is left to it.
+    """
+
+    def pair(v) -> tuple:
+        return (v, v) if type(v) is int else tuple(v) if isinstance(v, tuple | list) else ()
+
     if torch.compiler.is_compiling() or x.device.type != "cpu" or groups != 1 or tuple(shape[2:]) != (1, 1):
         return False
-    if any(v != 1 for v in (stride if isinstance(stride, tuple | list) else (stride,))):
+    if pair(stride) != (1, 1):
         return False
-    if padding not in ("valid", "same") and any(
-        v for v in (padding if isinstance(padding, tuple | list) else (padding,))
-    ):
+    if padding not in ("valid", "same") and pair(padding) != (0, 0):
+        return False
+    if len(pair(dilation)) != 2 or min(pair(dilation)) < 1:
         return False
     few = x.numel() <= _FEW_PIXELS * shape[1] and math.prod(shape) >= _LARGE
     return few and backends.resolve("lut_linear", x, None) == "cpu"
