@@ -6,7 +6,8 @@
 namespace qk {
 
 // x / s of one s and many x, with the bits of a division where 2**-40 <= |x / s| < 2**22 (elsewhere it may be a unit off in
-// the last place). A GPU divides in about 30 operations, this is 8: from a product with 1 / s two steps,
+// the last place). A GPU's own division checks its operands and
+// calls a function for extreme ones, which costs registers; this is 8 operations: from a product with 1 / s two steps,
 // each with an exact remainder; the second rounds correctly, as a step from a neighbor with a rounded 1 / s does (Markstein).
 template <class V>
 struct Divisor {

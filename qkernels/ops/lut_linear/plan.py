@@ -15,7 +15,7 @@ MOST_COLUMNS = 1 << 20  # kDecodeMostColumns of csrc/lut_linear/lut_linear_cuda_
 _BLOCKS_PER_SM = 2  # what registers and shared memory allow
 _WARPS = 8  # of a thread block
 _MOST_BLOCKS = 65535  # along one axis of a grid
-# What is not decoding, in units of a warp's batch; on an H200 about 1 us with 4 bits. (Estimates, not yet timed.)
+# What is not decoding, in units of a warp's batch. (Estimates, not yet timed.)
 _FILL, _ROUND, _REDUCE = 0.25, 0.1, 1.0
 
 

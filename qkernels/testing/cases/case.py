@@ -41,7 +41,7 @@ class Case:
     soft_forward: bool | Callable = False  # or (**kwargs) -> whether this call's forward is soft
     kernels: str = ""  # the op on whose kernels it runs, if it has none of its own
     soft_grad: bool = False
-    # (tensors, kwargs) -> whether Triton's interpreter takes the sample too: each operation of a program takes 0.1 ms
+    # (tensors, kwargs) -> whether Triton's interpreter takes the sample too: it is slow
     interpreted: Callable = lambda tensors, kwargs: True
 
     def __repr__(self) -> str:
