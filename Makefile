@@ -27,7 +27,7 @@ gpu:
 	mkdir -p $(OUT)
 	$(PYTHON) setup.py build_ext --inplace > $(OUT)/build.txt 2>&1 || { tail -n 30 $(OUT)/build.txt; exit 1; }
 	$(PYTHON) -m qkernels | tee $(OUT)/table.txt
-	$(PYTHON) -m pytest -q --maxfail=30 -p no:cacheprovider tests/test_ops.py tests/test_gpu.py tests/test_matmul.py tests/test_nn.py > $(OUT)/tests.txt 2>&1; \
+	$(PYTHON) -m pytest -q --maxfail=30 -p no:cacheprovider tests/test_ops.py tests/test_gpu.py tests/test_matmul.py tests/test_nn.py tests/test_nn_refusals.py > $(OUT)/tests.txt 2>&1; \
 	  status=$$?; tail -n 40 $(OUT)/tests.txt; \
 	  $(PYTHON) -m bench quant --device cuda --json "$(OUT)/$$($(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())').jsonl" && exit $$status
 
