@@ -53,17 +53,19 @@ def test_import_needs_torch_and_safetensors_only():
     assert out.strip() == "[]"
 
 
-def test_import_costs_under_100_ms_beyond_torch():
-    """The best of three new processes: what else runs on the machine only adds."""
+def test_import_costs_a_twentieth_of_torch_at_most():
+    """CPU time beside torch's in the same process, the best of five: what else runs on the machine slows both."""
     source = """
         import time
+        times = [time.process_time()]
         import torch, safetensors
-        start = time.process_time()
+        times.append(time.process_time())
         import qkernels
-        print(time.process_time() - start)
+        times.append(time.process_time())
+        print((times[2] - times[1]) / (times[1] - times[0]))
     """
-    seconds = min(float(python(source)) for _ in range(3))
-    assert seconds < 0.1, f"{seconds:.3f} s"
+    share = min(float(python(source)) for _ in range(5))
+    assert share < 0.05, f"{share:.3f} of torch's import"
 
 
 def test_importing_the_ops_again_is_harmless():
