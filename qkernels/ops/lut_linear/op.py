@@ -86,12 +86,12 @@ def _sms(device: torch.device) -> int:
 
 @backends.kernel("lut_dequantize", "auto")
 def _auto_dequantize(codes, levels, *args):
-    return _dequantize(codes, levels, *args, backends.resolve("lut_dequantize", levels, None))
+    return backends.fastest("lut_dequantize", levels)(codes, levels, *args)
 
 
 @backends.kernel("lut_linear", "auto")
 def _auto_linear(x, *args):
-    return _linear(x, *args, backends.resolve("lut_linear", x, None))
+    return backends.fastest("lut_linear", x)(x, *args)
 
 
 class _LutLinear(torch.autograd.Function):
@@ -174,9 +174,9 @@ def linear(
         backend = backends.resolve("lut_linear", x, backend)
     if backend == "reference":
         return _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
-    args = (x.reshape(-1, k).contiguous(), codes, levels, scale, bias, bits, group_size, n, k, backend or "auto")
-    y = call(_LutLinear, _linear, *args)
-    return y.reshape(*x.shape[:-1], n)
+    rows = (x if x.dim() == 2 else x.reshape(-1, k)).contiguous()
+    y = call(_LutLinear, _linear, rows, codes, levels, scale, bias, bits, group_size, n, k, backend or "auto")
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
 
 
 def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
