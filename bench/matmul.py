@@ -1,22 +1,23 @@
 """Packed matmuls against F.linear on the float weight and against other low-bit kernels, in one interleaved run."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import qkernels as qk
 from qkernels import backends
 from qkernels.pack import LutWeight
 
+from . import peers
+from .peers import PEERS, copies
 from .timing import interleave
 
 SHAPES = ((4096, 4096), (14336, 4096))  # N, K
-ROWS = (1, 4, 16, 64)
+ROWS = (1, 4, 16, 64, 128)
 BITS = (4, 3, 2, 1, 8)
-BETWEEN = 256 << 20  # bytes of weights to walk over before one is used again, where the caches shall not hold it
+QUICK_ROWS, QUICK_BITS = (1, 16), (4, 2)
 
 
 def make_weight(N: int, K: int, bits: int, group: int, device: str) -> LutWeight:
@@ -24,38 +25,6 @@ def make_weight(N: int, K: int, bits: int, group: int, device: str) -> LutWeight
     codes = torch.randint(0, 2**bits, (N, K), generator=g, dtype=torch.uint8)
     levels, scale = torch.randn(2**bits, generator=g), torch.rand(N * K // group, generator=g) + 0.1
     return LutWeight.pack(codes, levels, scale, bits=bits, group_size=group).to(device)
-
-
-def copies(tensor: Tensor, hot: bool) -> list[Tensor]:
-    return [tensor] + [tensor.clone() for _ in range(0 if hot else BETWEEN // tensor.nbytes)]
-
-
-def torch_int4(x: Tensor, w: LutWeight, hot: bool) -> Callable[[int], Tensor] | None:
-    """torch's own 4-bit kernel for CPUs: uniform levels, so other values than ours, from as many bytes."""
-    if x.device.type != "cpu" or w.bits != 4 or w.shape[0] % 16 or w.group_size not in (32, 64, 128, 256):
-        return None
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(w.unpack().int(), 1)
-    scale_and_zero = torch.stack((w.scales().T, torch.zeros_like(w.scales().T)), -1).to(x.dtype).contiguous()
-    weights = copies(packed, hot)
-    return lambda i: torch.ops.aten._weight_int4pack_mm_for_cpu(
-        x, weights[i % len(weights)], w.group_size, scale_and_zero
-    )
-
-
-def bitsandbytes_nf4(x: Tensor, w: LutWeight, hot: bool) -> Callable[[int], Tensor] | None:
-    """NF4: 16 levels of its own, groups of up to 128 columns."""
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        return None
-    if w.bits != 4 or w.group_size not in (64, 128, 256):
-        return None
-    packed, state = bnb.functional.quantize_4bit(w.dequantize(x.dtype), blocksize=w.group_size, quant_type="nf4")
-    weights = copies(packed, hot)
-    return lambda i: bnb.matmul_4bit(x, weights[i % len(weights)].t(), state)
-
-
-PEERS = {"torch int4": torch_int4, "bitsandbytes nf4": bitsandbytes_nf4}
 
 
 def measure(
@@ -67,7 +36,7 @@ def measure(
     ours = [dataclasses.replace(w, codes=codes) for codes in copies(w.codes, hot)]
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    much = torch.ones(BETWEEN // 4, device=device)
+    much = torch.ones(peers.BETWEEN // 4, device=device)
     candidates = {
         "ours": lambda i: qk.lut_linear(x, ours[i % len(ours)]),
         "dense": lambda i: F.linear(x, dense[i % len(dense)]),
@@ -84,21 +53,22 @@ def measure(
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),
         "gbps": gbps, "pct_roof": 100 * gbps / (much.nbytes / times["roof"].median / 1e3),
     }  # fmt: skip
-    if peers := [name for name in times if name in PEERS]:
-        best = min(peers, key=lambda name: times[name].median)
+    if found := [name for name in times if name in PEERS]:
+        best = min(found, key=lambda name: times[name].median)
         row |= {"peer": best, "peer_us": times[best].median, "x_peer": mine.ratio_to(times[best])}
-        row["peers_us"] = {name: round(times[name].median, 3) for name in peers}
+        row["peers_us"] = {name: round(times[name].median, 3) for name in found}
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
 
 
-def run(device: str, quick: bool) -> Iterator[dict]:
-    """Rows of the matmul benchmark."""
+def run(device: str, quick: bool, bits: list[int] | None = None, rows: list[int] | None = None) -> Iterator[dict]:
+    """Rows of the matmul benchmark; rows: of x."""
     dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
-    settings = [
-        (*shape, M, bits, dtype, cache)
-        for shape in SHAPES for dtype in dtypes for bits in BITS for M in ROWS for cache in ("hot", "rotated")
-    ]  # fmt: skip
     if quick:
-        settings = [(*SHAPES[0], M, bits, dtypes[0], "hot") for bits in (4, 2) for M in (1, 16)]
-    for N, K, M, bits, dtype, cache in settings:
-        yield measure(N, K, M, bits, 128, dtype, device, cache, 1.0 if quick else 2.0)
+        settings = [(*SHAPES[0], M, b, dtypes[0], "hot") for b in bits or QUICK_BITS for M in rows or QUICK_ROWS]
+    else:
+        settings = [
+            (*shape, M, b, dtype, cache) for shape in SHAPES for dtype in dtypes
+            for b in bits or BITS for M in rows or ROWS for cache in ("hot", "rotated")
+        ]  # fmt: skip
+    for N, K, M, b, dtype, cache in settings:
+        yield measure(N, K, M, b, 128, dtype, device, cache, 1.0 if quick else 2.0)

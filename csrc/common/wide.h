@@ -17,6 +17,8 @@ QK_IN Wide operator+(Wide x, Wide y) { return {x.a + y.a, x.b + y.b}; }
 QK_IN Wide operator-(Wide x, Wide y) { return {x.a - y.a, x.b - y.b}; }
 QK_IN Wide operator*(Wide x, Wide y) { return {x.a * y.a, x.b * y.b}; }
 QK_IN Wide operator/(Wide x, Wide y) { return {x.a / y.a, x.b / y.b}; }
+QK_IN Wide fused(Wide x, Wide y, Wide z) { return {fused(x.a, y.a, z.a), fused(x.b, y.b, z.b)}; }
+QK_IN Wide fused_less(Wide x, Wide y, Wide z) { return {fused_less(x.a, y.a, z.a), fused_less(x.b, y.b, z.b)}; }
 QK_IN WideMask operator<(Wide x, Wide y) { return {x.a < y.a, x.b < y.b}; }
 QK_IN WideMask operator<=(Wide x, Wide y) { return {x.a <= y.a, x.b <= y.b}; }
 QK_IN WideMask operator>(Wide x, Wide y) { return {x.a > y.a, x.b > y.b}; }

@@ -31,7 +31,7 @@ QK_IN F weigh(const Levels& l, F x, F& sum, F& first, Keep keep) {
   for (int64_t k = 0; k < l.K; k++) {
     const F q = F(l.q[k]), v = qk::exponent(x, q, m, F(l.s)), e = qk::relative_weight(v);
     sum = sum + e;
-    first = first + e * (q - m);
+    first = fused(e, q - m, first);
     keep(k, e, v);
   }
   return m;
