@@ -30,28 +30,36 @@ def make_weight(N: int, K: int, bits: int, group: int, device: str) -> LutWeight
 def measure(
     N: int, K: int, M: int, bits: int, group: int, dtype: torch.dtype, device: str, cache: str, seconds: float
 ) -> dict:
-    """One row. The roof is a sum over as many bytes as the caches do not hold, by the same threads."""
+    """One row. The roof is a sum over as many bytes as the caches do not hold, by the same threads.
+
+    limit_us: reading w and x at that bandwidth, or the products at the rate of a large matmul, whichever takes longer.
+    """
     hot = cache == "hot"
     w = make_weight(N, K, bits, group, device)
     ours = [dataclasses.replace(w, codes=codes) for codes in copies(w.codes, hot)]
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     much = torch.ones(peers.BETWEEN // 4, device=device)
+    square = torch.ones(side := 4096 if device == "cuda" else 768, side, device=device, dtype=dtype)
     candidates = {
         "ours": lambda i: qk.lut_linear(x, ours[i % len(ours)]),
         "dense": lambda i: F.linear(x, dense[i % len(dense)]),
         "roof": lambda i: much.sum(),
+        "products": lambda i: square @ square,
     }
     candidates |= {name: run for name, make in PEERS.items() if (run := make(x, w, hot)) is not None}
     times = interleave(candidates, device, seconds, hot=hot)
     mine = times["ours"]
-    gbps = (w.nbytes + x.nbytes + M * N * x.itemsize) / mine.median / 1e3
+    nbytes = w.nbytes + x.nbytes + M * N * x.itemsize
+    gbps = nbytes / mine.median / 1e3
+    by_bytes = nbytes / much.nbytes * times["roof"].median
+    by_products = M * N * K / side**3 * times["products"].median
     row = {
         "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": str(dtype)[6:], "device": device,
         "backend": backends.resolve("lut_linear", x, None), "cache": cache,
         "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),
-        "gbps": gbps, "pct_roof": 100 * gbps / (much.nbytes / times["roof"].median / 1e3),
+        "gbps": gbps, "pct_roof": 100 * by_bytes / mine.median, "limit_us": max(by_bytes, by_products),
     }  # fmt: skip
     if found := [name for name in times if name in PEERS]:
         best = min(found, key=lambda name: times[name].median)

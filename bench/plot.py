@@ -6,7 +6,7 @@ from pathlib import Path
 def speedups(rows: list[dict], path: Path) -> None:
     """Times faster than F.linear by the rows of x: a panel for each shape, dtype and cache, a color for each bit-width.
 
-    Dotted: what reading the packed bytes at the machine's bandwidth, the roof of the row, would give.
+    Dotted: the machine's limit, ``limit_us`` of the rows.
     """
     import matplotlib
 
@@ -30,7 +30,7 @@ def speedups(rows: list[dict], path: Path) -> None:
                 continue
             M = [r["M"] for r in mine]
             ax.plot(M, [r["x_dense"] for r in mine], "o-", color=color, label=f"{bits} bit")
-            ax.plot(M, [r["x_dense"] * 100 / r["pct_roof"] for r in mine], ":", color=color, lw=1)
+            ax.plot(M, [r["dense_us"] / r["limit_us"] for r in mine], ":", color=color, lw=1)
             ends = [(r["M"], r["dense_us"] / r["peer_us"]) for r in mine if "peer_us" in r]
             if ends:
                 ax.plot(*zip(*ends, strict=True), "x--", color="0.45", lw=1, label=f"fastest peer, {bits} bit")
@@ -45,9 +45,7 @@ def speedups(rows: list[dict], path: Path) -> None:
         ax.set_axis_off()
     axes.flat[0].legend(fontsize=7)
     about = rows[0]
-    figure.suptitle(
-        f"lut_linear on {about['hardware']}, {about['threads']} threads; dotted: the bandwidth's limit", fontsize=9
-    )
+    figure.suptitle(f"{about['hardware']}, {about['threads']} threads\ndotted: the machine's limit", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

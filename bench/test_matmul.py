@@ -14,7 +14,9 @@ from .matmul import measure
 def test_a_row_is_whole(bits, dtype, monkeypatch):
     monkeypatch.setattr("bench.peers.BETWEEN", 1 << 16)
     row = measure(32, 256, 2, bits, 64, dtype, "cpu", "rotated", 0.0)
-    numbers = ("median_us", "dense_us", "x_dense", "gbps", "pct_roof") + (("peer_us", "x_peer") if bits == 4 else ())
+    numbers = ("median_us", "dense_us", "x_dense", "gbps", "pct_roof", "limit_us") + (
+        ("peer_us", "x_peer") if bits == 4 else ()
+    )
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in numbers)
     assert row["backend"] in ("cpu", "reference") and ("peer" in row) == (bits == 4)
     assert len(line("matmul", row)) == len(line("matmul", None))
@@ -22,8 +24,6 @@ def test_a_row_is_whole(bits, dtype, monkeypatch):
 
 def test_a_picture_is_drawn(tmp_path):
     about = {"hardware": "a machine", "threads": 2, "N": 64, "K": 64, "dtype": "float32", "cache": "hot"}
-    rows = [
-        about | {"bits": b, "M": M, "x_dense": 8 / b, "pct_roof": 50, "dense_us": 9} for b in (2, 4) for M in (1, 8)
-    ]
+    rows = [about | {"bits": b, "M": M, "x_dense": 8 / b, "limit_us": b, "dense_us": 9} for b in (2, 4) for M in (1, 8)]
     plot.speedups([*rows, rows[0] | {"bits": 3, "peer": "other", "peer_us": 3}], tmp_path / "new" / "a.png")
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
