@@ -12,8 +12,10 @@ def call(function: type[torch.autograd.Function], forward: Callable, *args):
 
     function is in setup_context style, its forward without default arguments. torch binds the arguments of such a
     Function to its signature at every call, which costs more than a kernel does on a small tensor; only torch.func and
-    the compiler need it.
+    the compiler need it. An exported graph is for inference and has no derivatives.
     """
+    if torch.compiler.is_exporting():
+        return forward(*args)
     if torch.compiler.is_compiling():
         needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
         return function.apply(*args) if needed else forward(*args)
