@@ -276,7 +276,9 @@ def linear(
         backend = backends.resolve("lut_linear", x, backend)
     if backend == "reference":
         return _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
-    args = (x.reshape(-1, k).contiguous(), codes, levels, scale, bias, bits, group_size, n, k, backend or "auto")
+    if backend is None:  # a graph asks again at each call
+        backend = "auto" if torch.compiler.is_compiling() else backends.resolve("lut_linear", x, None)
+    args = (x.reshape(-1, k).contiguous(), codes, levels, scale, bias, bits, group_size, n, k, backend)
     y = call(_LutLinear, _linear, *args)
     return y.reshape(*x.shape[:-1], n)
 
