@@ -21,6 +21,10 @@ from .ops.soft_assign.config import DQ
 class Method(Protocol):
     """A frozen dataclass: plain data (json can hold its fields) and a few pure functions.
 
+    ``fixed(*parameters) -> Callable[[Tensor], Tensor] | None``, if there is one, is ``quantize`` for an activation's
+    parameters that stay as they are, for a contiguous x and without gradients: the same bits for less of a small
+    layer's time.
+
     A field ``signed`` that is None is decided when the quantizer is calibrated. Where parameters and one call are not
     enough (an adapter network, other latents), the config has one more function,
     ``module(shape: Sequence[int] | None, *, dtype, device) -> nn.Module``, which returns its own quantizer in place of

@@ -101,7 +101,9 @@ def param_groups(
     gate_lr: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, object]]:
-    """Groups for any optimizer: the model's parameters; the quantizers' and DropBits' gates, without weight decay.
+    """Groups for any optimizer: the model's parameters; without weight decay the quantizers', and DropBits' gates.
+
+    Levels and scales of packed layers that train (``LutLinear.train_table``) are with the quantizers'.
 
     Args:
         lr: learning rate of the model's parameters.
@@ -117,6 +119,8 @@ def param_groups(
     if gate_lr is None:
         gate_lr = quantizer_lr
     of = {id(p): "quantizer" for _, q in quantizers(model) for p in q.parameters()}
+    packed = [m for m in model.modules() if isinstance(m, (LutLinear, LutConv2d))]
+    of |= {id(p): "quantizer" for m in packed for p in (m.levels, m.scale)}
     of |= {id(q.logits): "gate" for _, q in quantizers(model) if hasattr(q, "penalty")}
     groups = {
         "model": {"params": [], "lr": lr, "weight_decay": weight_decay},

@@ -93,7 +93,8 @@ class LutWeight:
                 raise TypeError(f"LutWeight: {name} must be {_names(dtypes)}, got {tensor.dtype}")
             if tensor.device != self.codes.device:
                 raise ValueError(f"LutWeight: {name} must be on {self.codes.device} like codes, got {tensor.device}")
-            if not tensor.is_contiguous() or tensor.storage_offset() * tensor.itemsize % 16:
+            start = 0 if is_compiling() else tensor.storage_offset() * tensor.itemsize  # which a compiler cannot trace
+            if not tensor.is_contiguous() or start % 16:
                 raise ValueError(
                     f"LutWeight: {name} must be contiguous and start at a multiple of 16 bytes in its storage, "
                     f"got strides {tensor.stride()} and offset {tensor.storage_offset()}"
@@ -178,7 +179,7 @@ class LutWeight:
     def unpack(self) -> Tensor:
         """The codes: uint8, of ``shape``."""
         N, K = matrix_shape(self.shape)
-        return _unpack_t16(self.codes, N, K, self.bits).reshape(self.shape)
+        return unpack_t16(self.codes, N, K, self.bits).reshape(self.shape)
 
     def scales(self) -> Tensor:
         """The scales in natural order: [N, G], their own dtype."""
@@ -321,7 +322,7 @@ def _pack_t16(codes: Tensor, bits: int) -> Tensor:
     return planes[0] if len(planes) == 1 else torch.cat(planes)
 
 
-def _unpack_t16(packed: Tensor, N: int, K: int, bits: int) -> Tensor:
+def unpack_t16(packed: Tensor, N: int, K: int, bits: int) -> Tensor:
     """uint8 [t16_nbytes] -> uint8 [N, K]."""
     if _compiled(packed):
         return torch.ops.qkernels_cpu.lut_unpack(packed, bits, N, K)

@@ -8,13 +8,17 @@ from qkernels import backends
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
+def test_the_examples_run(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     monkeypatch.chdir(tmp_path)
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    names, losses = {}, []
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+        losses.append(names["loss"].item())
     assert (tmp_path / "out/packed/model.safetensors").exists()
     assert "2 of 2 layers quantized" in capsys.readouterr().out
+    assert losses[1] < losses[0], "the second goes on where the first ends"
 
 
 def test_the_table_of_backends_is_true():

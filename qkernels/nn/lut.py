@@ -64,16 +64,39 @@ class _Lut(nn.Module):
         """The packed weight; shares memory with the layer."""
         return LutWeight(self.codes, self.levels, self.scale, self.bits, self.group_size, self.weight_shape)
 
+    def train_table(self, *, levels: bool = True, scale: bool = True) -> "_Lut":
+        """Let the levels, the scales or both train, with the codes as they are; in place, returns the layer.
+
+        What trains is a copy, as an ``nn.Parameter`` under its old name, so that state dicts, ``save_packed`` and
+        ``weight_lut`` go on as before; what does not is a buffer (again). Make the optimizer afterwards:
+        ``qk.param_groups`` puts them with the quantizers. The scales of padded rows stay 0.
+        """
+        for name, trains in (("levels", levels), ("scale", scale)):
+            value = getattr(self, name)
+            if trains != isinstance(value, nn.Parameter):
+                delattr(self, name)
+                if trains:
+                    self.register_parameter(name, nn.Parameter(value.detach().clone()))
+                else:
+                    self.register_buffer(name, value.detach())
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Lut":
-        before = {name: self._buffers[name] for name in _EXACT}
+        before = {name: (getattr(self, name).detach(), getattr(self, name).grad) for name in _EXACT}
+        before = {name: (old, None if grad is None else grad.detach()) for name, (old, grad) in before.items()}
         super()._apply(fn, recurse)
-        for name, old in before.items():
-            if (new := self._buffers[name]).dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
+        for name, (old, grad) in before.items():
+            new = getattr(self, name)
+            if new.dtype != old.dtype:
+                new.grad = None
+                new.data = old.to(new.device)
+                new.grad = None if grad is None else grad.to(new.device)
         return self
 
     def extra_repr(self) -> str:
         parts = [self.like.extra_repr(self), self.method, f"{self.weight_lut.bits_per_weight:.2f} bits/weight"]
+        if trained := [name for name in ("levels", "scale") if name in self._parameters]:
+            parts.append(f"trains {' and '.join(trained)}")
         return ", ".join(part for part in parts if part)
 
 

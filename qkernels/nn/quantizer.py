@@ -1,13 +1,15 @@
 """The module that holds a quantizer's parameters: one class for every method, one call and no maths."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..backends import FLOATS
 from ..methods import Method, describe, is_config
 from ..ops import calibration
+from ..ops.function import is_inference
 from ..ops.grids import Hardened
 
 _TINY = 2.0**-126  # the smallest normal float32: a step of 1e-30 or more is not changed by adding it
@@ -52,6 +54,7 @@ class Quantizer(nn.Module):
             config = dataclasses.replace(config, signed=True)
         self.config = config
         self.calibrated = False
+        self._fixed_for: tuple[object, Callable[[Tensor], Tensor] | None] = (None, None)  # (values, function)
         self._activation = shape is None
         self._free_sign = getattr(config, "signed", True) is None
         P = 1 if shape is None else calibration.blocks(name, config.granularity, shape)
@@ -67,8 +70,30 @@ class Quantizer(nn.Module):
         """x quantized. A quantizer that has seen no data starts from this x (eagerly, in one process)."""
         if not self.calibrated and not self._start(x):
             return x
+        if (fixed := self._fixed(x)) is not None:
+            return fixed(x)
         samples = x.shape[0] if self._activation and x.dim() > 1 else 1
         return self.config.quantize(x, *self.values(), samples=samples)
+
+    def _fixed(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """``config.fixed`` for the parameters as they are, or None where it has no place.
+
+        Made anew when a value changes, by whatever way; so on a CPU only, where to read one is not to wait for it.
+        """
+        parameters = self._parameters.values()
+        if not self._activation or not hasattr(self.config, "fixed") or not is_inference(x, *parameters):
+            return None
+        if type(x) is not Tensor or x.dtype not in FLOATS or not x.is_contiguous():
+            return None
+        if x.device.type != "cpu" or any(p.device != x.device for p in parameters):
+            return None
+        key = (self.config, *[p.item() for p in parameters])
+        if self._fixed_for[0] != key:
+            self._fixed_for = key, self.config.fixed(*self.values())
+        return self._fixed_for[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_fixed_for": (None, None)}  # a function cannot be pickled
 
     def values(self) -> list[Tensor]:
         """What the op gets: each parameter as float32 [P], in the config's order."""

@@ -7,13 +7,22 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
+def is_inference(*tensors: Tensor) -> bool:
+    """Whether the value is all that is asked for: no gradient to these tensors, no torch.func, no compiler."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
 def call(function: type[torch.autograd.Function], forward: Callable, *args):
     """``function.apply(*args)`` where something may ask for a derivative, else ``forward(*args)``.
 
     function is in setup_context style, its forward without default arguments. torch binds the arguments of such a
     Function to its signature at every call, which costs more than a kernel does on a small tensor; only torch.func and
-    the compiler need it.
+    the compiler need it. An exported graph is for inference and has no derivatives.
     """
+    if torch.compiler.is_exporting():
+        return forward(*args)
     if torch.compiler.is_compiling():
         return function.apply(*args) if _needed(args) else forward(*args)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:

@@ -1,7 +1,7 @@
 """DAQ as a module's method: its options, where bounds and scale start, its call."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -119,6 +119,13 @@ class DAQ:
             x, *self._grid(x, *parameters),
             bits=self.bits, signed=signed, gamma=self.gamma, sigma=sigma, symmetric=signed and self.variant == "scale",
         )  # fmt: skip
+
+    def fixed(self, *parameters: Tensor) -> Callable[[Tensor], Tensor] | None:
+        if self._is_weight:  # whose bounds follow it
+            return None
+        signed = self._signed()
+        grid = self._grid(parameters[0], *parameters)
+        return op.fixed(*grid, bits=self.bits, signed=signed, symmetric=signed and self.variant == "scale")
 
     def harden(self, x: Tensor, *parameters: Tensor) -> Hardened:
         signed = self._signed()

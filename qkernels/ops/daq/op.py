@@ -1,6 +1,7 @@
 """DAQ: distance-aware quantization between two learned bounds (Kim et al. 2021, arXiv:2108.06983)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -124,6 +125,15 @@ def daq(
     if eps:
         raise NotImplementedError(f"daq: {backend}: eps must be 0 but on the reference, got {eps:g}")
     return restore(call(_DAQ, _DAQ.forward, x, lower, upper, scale, n, signed, *constants(*shape), backend))
+
+
+def fixed(
+    lower: Tensor, upper: Tensor, scale: Tensor, *, bits: int, signed: bool = True, symmetric: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """``daq`` with these parameters, float32 [P], as one call of the op: for a contiguous x, without gradients."""
+    n = largest_code("daq", bits, signed, symmetric)
+    parameters = tuple(p.detach() for p in (lower, upper, scale))
+    return lambda x: _fwd(x, *parameters, n, signed, backends.resolve("daq", x, None))
 
 
 def harden(

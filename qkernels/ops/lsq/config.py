@@ -1,5 +1,6 @@
 """LSQ as a module's method: its options, where its step starts, its call."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,6 +63,9 @@ class LSQ:
         L = x.numel() // (step.shape[0] * max(samples, 1))
         kappa = self.step_grad_scale(L) if self.grad_scale else None
         return op.lsq(x, step, bits=self.bits, signed=self._signed(), grad_scale=kappa)
+
+    def fixed(self, step: Tensor) -> Callable[[Tensor], Tensor]:
+        return op.fixed(step, bits=self.bits, signed=self._signed())
 
     def step_grad_scale(self, L: int) -> float:
         """1 / sqrt(L * qmax)."""

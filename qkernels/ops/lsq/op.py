@@ -1,5 +1,7 @@
 """LSQ fake quantization: round to a learned step size (Esser et al. 2020, arXiv:1902.08153)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -84,6 +86,13 @@ def lsq(
     if backend == "reference":
         return restore(reference.lsq(x, step, qmin, qmax, grad_scale))
     return restore(call(_LSQ, _LSQ.forward, x, step, qmin, qmax, grad_scale, backend))
+
+
+def fixed(step: Tensor, *, bits: int, signed: bool = True) -> Callable[[Tensor], Tensor]:
+    """``lsq`` with this step, float32 [P], as one call of the op: for a contiguous x, without gradients."""
+    qmin, qmax = blocks.int_range("lsq", bits, signed)
+    step = step.detach()
+    return lambda x: _fwd(x, step, qmin, qmax, backends.resolve("lsq", x, None))
 
 
 def harden(x: Tensor, step: Tensor, *, bits: int, signed: bool = True) -> reference.Hardened:

@@ -1,7 +1,7 @@
 """Matmul with packed weights: activations times ``levels[code] * scale``, and the packed weight as a plain tensor.
 
-These are inference ops: without a backend asked for, the graph holds "auto", which each call resolves anew, so that a
-graph exported on a CPU runs on a GPU.
+Without a backend asked for, the graph holds "auto", which each call resolves anew, so that a graph exported on a CPU
+runs on a GPU. A backward is plain PyTorch over a few rows of the weight at a time, for all backends.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops.function import call
-from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape
+from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape, unpack_t16
 
 from . import reference
 from .plan import pick
@@ -29,6 +29,18 @@ _dequantize = backends.define(
     "lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, SymInt n, SymInt k, "
     "str backend) -> Tensor",
     fake=lambda codes, levels, scale, bits, group_size, n, k, backend: levels.new_empty(n, k),
+    package=__package__,
+)
+_linear_bwd = backends.define(
+    "lut_linear_bwd(Tensor g, Tensor x, Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, "
+    "SymInt n, SymInt k, bool of_levels, bool of_scale, str backend) -> (Tensor, Tensor)",
+    fake=lambda g, x, codes, levels, scale, *sizes: _empty_table(levels, scale, *sizes[-3:-1]),
+    package=__package__,
+)
+_dequantize_bwd = backends.define(
+    "lut_dequantize_bwd(Tensor g, Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, SymInt n, "
+    "SymInt k, bool of_levels, bool of_scale, str backend) -> (Tensor, Tensor)",
+    fake=lambda g, codes, levels, scale, *sizes: _empty_table(levels, scale, *sizes[-3:-1]),
     package=__package__,
 )
 
@@ -46,6 +58,64 @@ def _reference_dequantize(codes, levels, scale, bits, group_size, n, k):
 @backends.kernel("lut_linear", "reference")
 def _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
     return reference.lut_linear(x, _reference_dequantize(codes, levels, scale, bits, group_size, n, k), bias)
+
+
+def _linear_table(g, x, codes, levels, scale, bits, group_size, n, k, of_levels, of_scale):
+    """(d levels, d scale) of lut_linear for g [M, N] and x [M, K]: the weight's gradient g^T x, some rows at a time."""
+    wide = torch.promote_types(g.dtype, torch.float32)
+    g, x = g.to(wide), x.to(wide)
+
+    def of_rows(rows: slice) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return g[:, rows].T @ x
+
+    return _table(of_rows, codes, levels, scale, bits, group_size, n, k, of_levels, of_scale)
+
+
+def _dequantize_table(g, codes, levels, scale, bits, group_size, n, k, of_levels, of_scale):
+    """(d levels, d scale) of lut_dequantize for g [N, K]."""
+    return _table(lambda rows: g[rows], codes, levels, scale, bits, group_size, n, k, of_levels, of_scale)
+
+
+def _table(of_rows, codes, levels, scale, bits, group_size, n, k, of_levels, of_scale) -> tuple[Tensor, Tensor]:
+    """(d levels, d scale) as asked for, given the gradient dW of rows of the weight, [R, K].
+
+    d levels[c] = sum of dW * scale where the code is c;  d scale[n, group] = sum over the group of dW * level. The sums
+    are float64 and have one order.
+    """
+    d_levels, d_scale = _empty_table(levels, scale, of_levels, of_scale)
+    totals, G = d_levels.new_zeros(d_levels.shape, dtype=torch.float64), scale.shape[1]
+    for rows, part, scales in _stripes(codes, scale, bits, n, k, _CHUNK // 4):  # several tensors of so many elements
+        R = rows.stop - rows.start
+        dw, code = of_rows(rows), unpack_t16(part, R, k, bits).flatten()
+        if of_scale:
+            level = levels.index_select(0, code.int()).view(R, k)
+            sums = (dw * level).view(R, G, -1).sum(-1, dtype=torch.float64)  # [R, G]
+            stripes = F.pad(sums, (0, 0, 0, -R % 16)).view(-1, 16, G).transpose(1, 2)
+            d_scale[rows.start // 16 : -(-rows.stop // 16)] = stripes
+        if of_levels:
+            by_row = scales.transpose(1, 2).flatten(0, 1)[:R, :, None]  # [R, G, 1]
+            totals += _sum_by_code((dw.view(R, G, -1) * by_row).flatten(), code, levels.shape[0])
+    return d_levels.copy_(totals), d_scale
+
+
+def _empty_table(levels: Tensor, scale: Tensor, of_levels: bool, of_scale: bool) -> tuple[Tensor, Tensor]:
+    """Like levels and scale; of no elements where not asked for."""
+    return (torch.empty_like(levels) if of_levels else levels.new_empty(0),
+            torch.empty_like(scale) if of_scale else scale.new_empty(0))  # fmt: skip
+
+
+def _sum_by_code(values: Tensor, codes: Tensor, n_levels: int) -> Tensor:
+    """float64 [n_levels]; in one order, and what is not finite stays with its code."""
+    if values.device.type == "cpu":
+        return torch.bincount(codes, values.double(), minlength=n_levels)
+    # bincount adds atomically there
+    return torch.stack([torch.where(codes == c, values, 0).sum(dtype=torch.float64) for c in range(n_levels)])
+
+
+for _backend in (*backends.NAMES, "auto"):  # a training step's time is in the product g^T x, which is the library's
+    backends.kernel("lut_linear_bwd", _backend)(_linear_table)
+    backends.kernel("lut_dequantize_bwd", _backend)(_dequantize_table)
 
 
 def _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend):
@@ -105,23 +175,50 @@ class _LutLinear(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, codes, levels, scale, bias, ctx.bits, ctx.group_size, *_ = inputs
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(codes, levels, scale)
+        table = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        ctx.save_for_backward(codes, levels, scale, x if table else None)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         wide = torch.promote_types(g.dtype, torch.float32)
-        dx = db = None
+        codes, levels, scale, x = ctx.saved_tensors
+        sizes = (ctx.bits, ctx.group_size, g.shape[1], scale.shape[1] * ctx.group_size)
+        dx = db = d_levels = d_scale = None
         if ctx.needs_input_grad[0]:
-            dx = _times_weight(g, *ctx.saved_tensors, ctx.bits, ctx.group_size, wide).to(g.dtype)
+            dx = _times_weight(g, codes, levels, scale, *sizes, wide).to(g.dtype)
+        if x is not None:
+            of = ctx.needs_input_grad[2:4]
+            table = _linear_bwd(g, x, codes, levels, scale, *sizes, *of, "auto")
+            d_levels, d_scale = (t if needed else None for t, needed in zip(table, of, strict=True))
         if ctx.needs_input_grad[4]:
             db = g.sum(0, dtype=wide).to(ctx.bias_dtype)
-        return dx, None, None, None, db, None, None, None, None, None
+        return dx, None, d_levels, d_scale, db, None, None, None, None, None
 
 
-def _times_weight(g, codes, levels, scale, bits, group_size, wide) -> Tensor:
+class _LutDequantize(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(codes, levels, scale, bits, group_size, n, k, backend):
+        return _dequantize(codes, levels, scale, bits, group_size, n, k, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        codes, levels, scale, ctx.bits, ctx.group_size, *_ = inputs
+        ctx.save_for_backward(codes, levels, scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        of = ctx.needs_input_grad[1:3]
+        table = _dequantize_bwd(g.contiguous(), *ctx.saved_tensors, ctx.bits, ctx.group_size, *g.shape, *of, "auto")
+        d_levels, d_scale = (t if needed else None for t, needed in zip(table, of, strict=True))
+        return None, d_levels, d_scale, None, None, None, None, None
+
+
+def _times_weight(g, codes, levels, scale, bits, group_size, n, k, wide) -> Tensor:
     """g [M, N] times the weight [N, K] -> [M, K] in dtype wide."""
-    n, k = g.shape[1], scale.shape[1] * group_size
     dx = g.new_zeros(g.shape[0], k, dtype=wide)
     for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k):
         dx.addmm_(g[:, rows].to(wide), weight.to(wide))
@@ -133,15 +230,20 @@ def _row_chunks(codes, levels, scale, bits, group_size, n, k, backend="auto") ->
 
     The weight is the same to the bit on every backend.
     """
+    for rows, part, scales in _stripes(codes, scale, bits, n, k, _CHUNK):
+        yield rows, _dequantize(part, levels, scales, bits, group_size, rows.stop - rows.start, k, backend)
+
+
+def _stripes(codes, scale, bits, n, k, elements) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(rows, codes[rows], scale[rows]) for about ``elements`` of the weight at a time."""
     planes = [plane_shape(n, k, p) for p in PLANES[bits]]
     sizes = [512 * math.prod(shape) for shape in planes]
     stripes = [p.view(shape[0], -1) for p, shape in zip(codes.split(sizes), planes, strict=True)]  # [N/16, bytes]
-    rows = max(_CHUNK // k // 16, 1) * 16
+    rows = max(elements // k // 16, 1) * 16
     for start in range(0, n, rows):
         stop = min(start + rows, n)
         part = slice(start // 16, -(-stop // 16))
-        chunk = torch.cat([plane[part].flatten() for plane in stripes])
-        yield slice(start, stop), _dequantize(chunk, levels, scale[part], bits, group_size, stop - start, k, backend)
+        yield slice(start, stop), torch.cat([plane[part].flatten() for plane in stripes]), scale[part]
 
 
 def linear(
@@ -174,8 +276,10 @@ def linear(
         backend = backends.resolve("lut_linear", x, backend)
     if backend == "reference":
         return _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
+    if backend is None:  # a graph asks again at each call
+        backend = "auto" if torch.compiler.is_compiling() else backends.resolve("lut_linear", x, None)
     rows = (x if x.dim() == 2 else x.reshape(-1, k)).contiguous()
-    y = call(_LutLinear, _linear, rows, codes, levels, scale, bias, bits, group_size, n, k, backend or "auto")
+    y = call(_LutLinear, _linear, rows, codes, levels, scale, bias, bits, group_size, n, k, backend)
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
 
 
@@ -185,8 +289,12 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     Accumulated in float32, rounded to x's dtype once; a scale multiplies sums of up to 128 products, so that levels
     near the ends of float32 may overflow or lose digits where the weights themselves do not. On a CPU a row gives
     the same bits in any batch of fewer than 512 rows; more rows meet W in float32, a part of it at a time, in
-    PyTorch's matmul. Gradients reach x (dx = g @ W, W made a few rows at a time) and bias; codes, levels and scale
-    get none. Under autocast x is cast as for ``F.linear``.
+    PyTorch's matmul. Under autocast x is cast as for ``F.linear``.
+
+    Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
+        dlevels[c] = sum of dW[n, k] * scale[n, k // group_size] where code[n, k] is c
+        dscale[n, group] = sum over the group's k of dW[n, k] * levels[code[n, k]]
+    W and dW are made a few rows at a time. x is saved for levels and scale only.
 
     W is never rounded to the dtype of x. On "cuda", up to 64 rows of float16 or bfloat16 meet levels in that dtype;
     a level that it cannot hold becomes a sum of two or three that it can, and the codes are read once for each.
@@ -217,7 +325,7 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
 def lut_dequantize(w: LutWeight, dtype: torch.dtype = torch.float32, *, backend: str | None = None) -> Tensor:
     """The packed weight as a plain tensor of ``w.shape``: ``levels[code] * scale`` in float32, then the cast to dtype.
 
-    The same bits on every backend. No gradients.
+    The same bits on every backend. Gradients reach w.levels and w.scale where they require grad.
 
     Raises:
         TypeError: w is not a LutWeight, dtype not a float type.
@@ -241,7 +349,7 @@ def lut_conv2d(
     """``F.conv2d`` with a packed weight, which becomes floats of x's dtype for the call (kept if x needs a gradient).
 
     It gives the bits that ``F.conv2d`` gives with the dequantized weight; but on a CPU a large 1x1 kernel on few pixels
-    is ``lut_linear``, the weight packed and exact. Gradients reach x and bias.
+    is ``lut_linear``, the weight packed and exact. Gradients reach x, bias, w.levels and w.scale.
 
     Args:
         x: [B, C, H, W] or [C, H, W], float.
@@ -321,7 +429,8 @@ def _is_matmul(x, shape, stride, padding, dilation, groups) -> bool:
 def _weight(codes, levels, scale, bits, group_size, shape, n, k, dtype, backend) -> Tensor:
     if backend is not None:
         backend = backends.resolve("lut_dequantize", levels, backend)
-    return _dequantize(codes, levels, scale, bits, group_size, n, k, backend or "auto").reshape(shape).to(dtype)
+    args = (codes, levels, scale, bits, group_size, n, k, backend or "auto")
+    return call(_LutDequantize, _dequantize, *args).reshape(shape).to(dtype)
 
 
 def _check_weight(name: str, w: LutWeight) -> LutWeight:
