@@ -5,6 +5,7 @@ runs on a GPU. A backward is plain PyTorch over a few rows of the weight at a ti
 """
 
 import math
+import os
 from collections.abc import Iterator
 from functools import cache
 
@@ -137,12 +138,13 @@ if "cpu" in backends.backends_of("lut_linear"):
 
 
 def _cuda_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
-    plan = pick(x.shape[0], n, k, bits, x.dtype, _sms(x.device))
+    plan = pick(x.shape[0], n, k, bits, x.dtype, _sms(x.device), group_size=group_size, wgmma=_wgmma(x.device))
+    args = (x, codes, levels, scale, bias, bits, group_size, n, k)
     if plan.kernel == "dequantize":
-        return _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, "cuda")
-    return torch.ops.qkernels_cuda.lut_decode(
-        x, codes, levels, scale, bias, bits, group_size, n, k, plan.stripes, plan.splits, plan.warps
-    )
+        return _chunked_linear(*args, "cuda")
+    if plan.kernel == "prefill":
+        return torch.ops.qkernels_cuda.lut_prefill(*args, plan.splits)
+    return torch.ops.qkernels_cuda.lut_decode(*args, plan.stripes, plan.splits, plan.warps)
 
 
 if hasattr(torch.ops.qkernels_cuda, "lut_decode"):
@@ -162,6 +164,16 @@ def _auto_dequantize(codes, levels, *args):
 @backends.kernel("lut_linear", "auto")
 def _auto_linear(x, *args):
     return backends.fastest("lut_linear", x)(x, *args)
+
+
+def _wgmma(device: torch.device) -> bool:
+    """Whether the kernel for Hopper's wgmma may run: on request (QKERNELS_WGMMA=1), until a GPU has shown it right."""
+    return os.environ.get("QKERNELS_WGMMA") == "1" and _capability(device) == (9, 0)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 class _LutLinear(torch.autograd.Function):
@@ -301,7 +313,8 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     (Integers, POST's levels and others that fit cost nothing; a table learned in float32 takes up to three times as
     long, and an infinite x may then give NaN. In float16 that holds for levels of at least 2**-38 of the largest,
     in bfloat16 for all but the ends of float32.) A row of x gives the same bits in any batch of up to 64. More
-    rows, and float32, meet W in float32, a part of it at a time.
+    rows, and float32, meet W in float32, a part of it at a time; with QKERNELS_WGMMA=1, up to 512 rows on
+    Hopper (sm_90) meet levels as few rows do, where scales are for groups of a multiple of 64 columns or for rows.
 
     Args:
         x: [..., K], float32 | float16 | bfloat16 (float64: reference only).
