@@ -299,6 +299,75 @@ def test_checkpointing_recomputes_with_the_same_gates(reentrant):
     assert torch.equal(plain.weight_quantizer.draws, twin.weight_quantizer.draws)
 
 
+FROZEN = [(), ("logits",), ("weight", "bias"), ("step", "sigma", "logits")]
+
+
+@pytest.mark.parametrize("frozen", FROZEN, ids=lambda names: " ".join(names) or "nothing frozen")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("outer", ["checkpoint", "compile", "eager"])
+def test_a_compiled_graph_recomputes_with_the_same_gates(outer, reentrant, frozen):
+    """A graph in a checkpoint, or a checkpoint in a graph; four calls of the layer before the first backward."""
+    torch._dynamo.reset()
+    x = randn(3, 64).requires_grad_()
+    plain, twin = layer(), layer()
+    for model in (plain, twin):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.rpartition(".")[2] not in frozen)
+    inner = torch.compile(twin, fullgraph=True, backend="aot_eager") if outer == "checkpoint" else twin
+
+    def twice(x):
+        return checkpoint(inner, x, use_reentrant=reentrant) + checkpoint(inner, 2 * x, use_reentrant=reentrant)
+
+    if outer == "compile":
+        twice = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        want = interleaved(plain, lambda x: plain(x) + plain(2 * x), x)
+        for a, b in zip(want, interleaved(twin, twice, x), strict=True):
+            torch.testing.assert_close(a, b)
+        assert torch.equal(plain.weight_quantizer.draws, twin.weight_quantizer.draws)
+
+
+def interleaved(model, call, x):
+    """The gradients of two calls whose backwards come after both, in the other order."""
+    model.zero_grad()
+    first, second = call(x), call(3 * x)
+    second.square().sum().backward()
+    first.square().sum().backward()
+    return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+def test_a_checkpoint_compiled_by_inductor_recomputes_with_the_same_gates():
+    torch._dynamo.reset()
+    x, plain, twin = randn(3, 64).requires_grad_(), layer(), layer()
+    call = torch.compile(lambda x: checkpoint(twin, x, use_reentrant=False), fullgraph=True)
+    for _ in range(2):
+        for a, b in zip(interleaved(plain, plain, x), interleaved(twin, call, x), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_from_the_meta_device_draws_on(assign):
+    first = layer()
+    for _ in range(2):
+        grads(first, first, randn(3, 64))
+    second = layer().to("meta")
+    if not assign:
+        second = second.to_empty(device="cpu")
+    second.load_state_dict(first.state_dict(), assign=assign)
+    for model in (first, second):
+        model.weight_quantizer.gates()
+    assert torch.equal(first.weight_quantizer.draws, second.weight_quantizer.draws)
+
+
+def test_torch_func_goes_through_a_layer_that_draws():
+    model, x = layer(), randn(3, 64)
+    parameters = dict(model.named_parameters())
+    got = torch.func.grad(lambda p: torch.func.functional_call(model, p, (x,)).square().sum())(parameters)
+    twin = layer()
+    for a, b in zip(got.values(), grads(twin, twin, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("dropbits", ["bitwise", "endpoints"])
 def test_a_compiled_layer_draws_and_learns_as_an_eager_one(dropbits):
     """Through Inductor, whose backward may compute once more what the forward has: also what it drew."""
