@@ -39,6 +39,11 @@ for _name, _run in (("draw", _draw), ("spend", _spend)):
     _library.impl(_name, lambda t, spent: torch.empty_like(t), "Meta")
 
 
+torch.library.register_vmap(
+    "qkernels::spend", lambda info, in_dims, g, spent: (spend(g, spent), in_dims[0]), lib=_library
+)
+
+
 def watch(t: Tensor, spent: Tensor) -> Tensor:
     """t; a backward through it sets ``spent``."""
     return _Watch.apply(t, spent)
