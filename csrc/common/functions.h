@@ -11,9 +11,10 @@ namespace qk {
 // each with an exact remainder; the second rounds correctly, as a step from a neighbor with a rounded 1 / s does (Markstein).
 template <class V>
 struct Divisor {
-  V s;
-  QK_HD explicit Divisor(V s) : s(s) {}
+  V s, unit, inverse;  // as below, of s unit
+  QK_HD explicit Divisor(V s) : s(s), unit(V(1.0f) / at_least(pow2_floor(s), V(1.17549435e-38f))), inverse(V(1.0f) / (s * unit)) {}
   QK_HD V quotient(V x) const { return x / s; }
+  QK_HD V rough(V x) const { return (x * unit) * inverse; }
 };
 template <>
 struct Divisor<float> {
@@ -23,6 +24,7 @@ struct Divisor<float> {
     const float v = x * unit, rough = v * inverse, near = step(v, rough);
     return absolute(rough) < 4194304.0f ? step(v, near) : rough;  // Inf and NaN stay
   }
+  QK_HD float rough(float x) const { return (x * unit) * inverse; }  // to two units in the last place, also of a denormal s
   QK_HD float step(float v, float q) const { return __builtin_fmaf(__builtin_fmaf(-q, s, v), inverse, q); }
 };
 

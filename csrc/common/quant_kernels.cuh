@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) quant_backward_kernel(
       load_pack(x + base + i, aligned, n - i, v);
       for (int j = 0; j < kPack<T>; j++) {
         v[j] = op.grad(gi[j], v[j], terms);
-        for (int k = 0; k < kParams; k++) sums[k] += terms[k];  // beyond n g is 0
+        for (int k = 0; k < kParams; k++) sums[k] += i + j < n ? terms[k] : 0.0f;  // 0 times what overflowed is NaN
       }
       store_pack(v, aligned, n - i, dx + base + i);
     }

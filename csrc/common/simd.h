@@ -219,6 +219,13 @@ QK_IN void store_part(T* p, F a, int64_t n) {
   store(buffer, a);
   memcpy(p, buffer, n * sizeof(T));
 }
+// The first n elements; 0 in the others, whatever is there.
+QK_IN F leading(F a, int64_t n) {
+  float l[kLanes];
+  lanes(a, l);
+  for (int64_t i = n < 0 ? 0 : n; i < kLanes; i++) l[i] = 0.0f;
+  return load(l);
+}
 
 // Sum of the lanes in one fixed order: pairs 8 apart, then 4, 2, 1. In double: partial sums of 8192 terms lose nothing more.
 QK_IN double sum(F a) {

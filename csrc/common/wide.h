@@ -48,6 +48,7 @@ template <class T> QK_IN void store_wide_part(T* p, Wide v, int64_t n) {
   if (n <= kLanes) return store_part(p, v.a, n);
   store(p, v.a), store_part(p + kLanes, v.b, n - kLanes);
 }
+QK_IN Wide leading(Wide v, int64_t n) { return {leading(v.a, n), leading(v.b, n - kLanes)}; }
 // sum, with terms added in the order of their elements: the same bits as one vector at a time.
 QK_IN F add(F sum, Wide terms) { return (sum + terms.a) + terms.b; }
 #else

@@ -9,22 +9,25 @@
 // Everything is made of odds, each of which is small wherever it is one of many: e**-t right of x, e**t left of x. So no
 // probability is a difference of numbers near 1, and what is far off the grid keeps its relative precision.
 #pragma once
-#include "../common/functions.h"
+#include "../common/noisy_step.h"
 
 namespace qk {
 
 struct CpqArgs { float lo, hi; };  // smallest and largest code
 
-constexpr float kCpqFar = 85.0f;    // sigma off the grid: e**-85 is the end of float32, beyond it dx is 0
+// The least rho, beside which its square and inverse square are numbers; the mean of a truncated grid would be made of
+// differences of rounded numbers over rho.
+template <bool mean_of_truncated> constexpr float kCpqLeast = mean_of_truncated ? 1e-4f : 1e-18f;
 constexpr float kCpqPaired = 128.0f;  // rho up to which the own code's edges share a reduction: its product with r keeps them
 constexpr float kCpqDecay = 20.0f;  // sigma off the grid, from where dx falls as e**-t to float32 precision
 
 template <class V, bool full, bool truncate>
-struct Cpq {
+struct Cpq : NoisyStep<V> {
+  using Grid = NoisyStep<V>;
+  using Grid::s, Grid::rho, Grid::reach, Grid::by;
   using Args = CpqArgs;
   static constexpr int kParams = 2;  // step, sigma
-  V s, per_s, lo, hi, rho, reach;
-  Divisor<V> by;
+  V lo, hi;
   V own, gain, pull;     // argmax: factor of the own code's odds, its truncated gain, d log(1 - e**-rho) / d rho (less Z's)
   V q, per_grid;         // full: e**-rho; 1 / (1 - e**-(K rho))
   V half_up, half_n;     // e**(-rho / 2) = half_up 2**-half_n
@@ -34,15 +37,11 @@ struct Cpq {
   int edges;             // full: pairs of edges that are summed one by one, an even number (the odds of what is no edge are 0)
 
   QK_HD Cpq(const Args& a, const float* const* params, int64_t p)
-      : lo(a.lo), hi(a.hi), by(V(step_or_nan(params, p))) {
-    const float step = step_or_nan(params, p);
-    const float r = step / params[1][p], K = a.hi - a.lo + 1.0f;
-    s = V(step), per_s = V(1.0f / step), rho = V(r);
-    reach = V(0.5f + kCpqFar / r);
+      : Grid(params, p, kCpqLeast<full && truncate>), lo(a.lo), hi(a.hi) {
+    const float r = Grid::ratio, K = a.hi - a.lo + 1.0f;
     const float one = -exponential_minus_one(-r), all = -exponential_minus_one(-(K * r));
     own = V(one), gain = V(one / all), q = V(exponential(-r)), per_grid = V(1.0f / all);
-    const float push = 1.0f / exponential_minus_one(r);
-    pull = V(truncate ? push - K / exponential_minus_one(K * r) : push);
+    pull = V(per_growth(1.0f, r) - (truncate ? per_growth(K, K * r) : 0.0f));
     paired = r <= kCpqPaired;
     const Exponentials<float> middle = exponentials(0.5f * (paired ? r : 0.0f));
     half_up = V(middle.down), half_n = V(middle.n);
@@ -58,9 +57,8 @@ struct Cpq {
     }
   }
 
-  QK_HD static float step_or_nan(const float* const* params, int64_t p) {
-    return positive_or_nan(params[1][p] > 0.0f ? params[0][p] : 0.0f);
-  }
+  // n / (e**t - 1), 0 where that is nothing beside 1.
+  QK_HD static float per_growth(float n, float t) { return t > kFar ? 0.0f : n / exponential_minus_one(t); }
 
   QK_HD V value(V x) const { return round_even(clamp(by.quotient(x), lo, hi)) * s; }
 
@@ -166,7 +164,7 @@ struct Cpq {
 
   QK_LONG V grad(V g, V x, V* terms) const {
     const V k = round_even(clamp(by.quotient(x), lo, hi));
-    const V r = clamp(fused_less(k, s, x) * per_s, V(0.0f) - reach, reach);
+    const V r = Grid::rest(x, k);
     V w(1.0f), X, Y;
     if constexpr (!full) {
       argmax_gradient(k, r, &w, &X, &Y);

@@ -46,7 +46,7 @@ struct Daq {
 
   QK_HD V value(V x) const {
     V distance;
-    return level(clamp((x - lower) * codes_a_unit, V(0.0f), n), &distance) * step;
+    return level(clamp((x - lower) * codes_a_unit, V(0.0f), n), &distance) * step + V(0.0f);  // + 0: see post.h
   }
 
   QK_HD V grad(V g, V x, V* terms) const {

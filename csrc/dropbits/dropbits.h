@@ -10,12 +10,11 @@
 // dropped levels leaves ratios of ordinary numbers. Where the grid is not too wide in sigma, the odds of all edges are
 // products of two exponentials of the element with constants of the block; elsewhere each takes its own exponential.
 #pragma once
-#include "../common/functions.h"
+#include "../common/noisy_step.h"
 
 namespace qk {
 
-constexpr int kDropBitsLevels = 128;   // at most: 0, and one a magnitude at 8 bits
-constexpr float kDropBitsFar = 85.0f;  // sigma off the grid, from where dx is 0
+constexpr int kDropBitsLevels = 128;  // at most: 0, and one a magnitude at 8 bits
 
 // Level k >= 1 of the bitwise sharing is 2**(k - 1) .. 2**k - 1, of the endpoints sharing the one magnitude k.
 struct DropBitsArgs { float top; int levels; bool bitwise; };  // largest code; levels, with that of 0
@@ -37,23 +36,26 @@ struct DropBitsTable {
 };
 
 template <class V>
-struct DropBits {
-  V s, per_s, rho, top, reach;
-  float ratio;  // rho, as one number
+struct DropBits : NoisyStep<V> {
+  using Grid = NoisyStep<V>;
+  using Grid::s, Grid::rho, Grid::reach, Grid::ratio;
+  V top;
   int levels;
   bool products, tabulated;
   const DropBitsTable& table;  // fill it before anything else is asked
 
   // The parameters are step [P], sigma [P] and the gates [levels - 1].
   QK_HD DropBits(const DropBitsArgs& a, const float* const* params, int64_t p, const DropBitsTable& t)
-      : top(a.top), levels(a.levels), table(t) {
-    const float sigma = params[1][p];
-    const float step = positive_or_nan(sigma > 0.0f ? params[0][p] : 0.0f);
-    ratio = step / sigma;
-    s = V(step), per_s = V(1.0f / step), rho = V(ratio);
-    reach = V(0.5f + kDropBitsFar / ratio);
+      : Grid(params, p, 1e-18f, flaw(params[2], a.levels)), top(a.top), levels(a.levels), table(t) {
     products = ratio * (a.top + 0.5f) <= kDropBitsProducts;
     tabulated = products && a.top < 16.0f;
+  }
+
+  // NaN if a gate is not a finite number, else 0.
+  QK_HD static float flaw(const float* keep, int levels) {
+    float sum = 0.0f;
+    for (int k = 1; k < levels; k++) sum += 0.0f * keep[k - 1];
+    return sum;
   }
 
   // Entries first, first + stride, ... of the table: what one of `stride` threads has to do.
@@ -103,7 +105,7 @@ struct DropBits {
     const V zero(0.0f), half(0.5f), magnitude = absolute(x);
     Choice c;
     c.nearest = round_even(clamp(magnitude / s, zero, top));
-    c.r = clamp(fused_less(c.nearest, s, magnitude) * per_s, zero - reach, reach);
+    c.r = Grid::rest(magnitude, c.nearest);
     c.m = at_least((c.nearest - half) + c.r, zero);
     for (int k = 1; k < levels; k++) {
       if (!(table.level[k].keep > 0.0f)) continue;

@@ -84,6 +84,8 @@ def cpq(
         step: [P], float, in units of x, positive; x splits row-major into P equal blocks. Not positive: NaN there.
         sigma: [P] or [1], float, in units of x, positive: the scale of the noise. The paper starts near step / 3.
         keep: None, or float [bits - 1] or [2**(bits-1) - 1] in [0, 1], shared by all of x; see ``hard_concrete``.
+            Values are not checked, which would wait for a GPU: one that is not finite gives NaN for all of x, a
+            negative one is as 0, one above 1 is a weight like any other.
         bits: 2 to 8 (unsigned: 1 to 8).
         signed: whether the grid has negative levels.
         symmetric: leaves out the most negative code; keep implies it.

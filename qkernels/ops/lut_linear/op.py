@@ -272,10 +272,7 @@ def linear(
     backend: str | None = None,
 ) -> Tensor:
     """``lut_linear`` on the fields of a LutWeight of n rows and k columns: what a module that holds them calls."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"lut_linear: x must be a Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"lut_linear: x must be a float tensor, got {x.dtype}")
+    _check_x("lut_linear", x)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear: x must have shape [..., K={k}], got {list(x.shape)}")
     if x.device != codes.device:
@@ -345,8 +342,8 @@ def lut_dequantize(w: LutWeight, dtype: torch.dtype = torch.float32, *, backend:
         NotImplementedError: the requested backend cannot run this call.
     """
     n, k = matrix_shape(_check_weight("lut_dequantize", w).shape)
-    if not dtype.is_floating_point:
-        raise TypeError(f"lut_dequantize: dtype must be a float type, got {dtype}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"lut_dequantize: dtype must be a float type such as torch.float32, got {dtype!r}")
     return _weight(w.codes, w.levels, w.scale, w.bits, w.group_size, w.shape, n, k, dtype, backend)
 
 
@@ -398,10 +395,7 @@ def conv2d(
     shape: tuple[int, ...],
 ) -> Tensor:
     """``lut_conv2d`` on the fields of a LutWeight of ``shape``: what a module that holds them calls."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"lut_conv2d: x must be a Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"lut_conv2d: x must be a float tensor, got {x.dtype}")
+    _check_x("lut_conv2d", x)
     channels = shape[1] * groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"lut_conv2d: x must have shape [B, C={channels}, H, W] or [C, H, W], got {list(x.shape)}")
@@ -450,6 +444,13 @@ def _check_weight(name: str, w: LutWeight) -> LutWeight:
     if not isinstance(w, LutWeight):
         raise TypeError(f"{name}: w must be a LutWeight, got {type(w).__name__}")
     return w
+
+
+def _check_x(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: x must be a Tensor, got {type(x).__name__}")
+    if x.dtype not in (*backends.FLOATS, torch.float64):
+        raise TypeError(f"{name}: x must be a float32, float16, bfloat16 or float64 tensor, got {x.dtype}")
 
 
 def _check_bias(name: str, bias: Tensor | None, n: int, device: torch.device) -> None:
