@@ -126,6 +126,13 @@ def test_a_gate_that_is_no_number_is_seen(bad, backend):
         assert y.isnan().all() and all(grad.isnan().any() for grad in grads[:2])
 
 
+def test_harden_refuses_gates_of_an_unsigned_grid_as_cpq_does():
+    tensors = (torch.rand(4), torch.tensor([0.2]), torch.tensor([0.06]), torch.ones(3))
+    for call in (qk.cpq, lambda *t, **options: qk.harden("cpq", *t, **options)):
+        with pytest.raises(ValueError, match="cpq: keep must go with signed=True, got signed=False"):
+            call(*tensors, bits=4, signed=False)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_negative_gate_is_dropped_and_one_above_1_is_a_weight(backend):
     tensors, keep = (randn(1000), torch.tensor([0.2]), torch.tensor([0.06])), torch.tensor([0.9, 0.0, 0.7])

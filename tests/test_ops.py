@@ -230,12 +230,17 @@ def test_torch_func_vmap_over_parameters(case, backend, dtype):
     def call(x, *params):
         return case.fn(x, *params, **case.plain, backend=backend)
 
-    members = torch.func.vmap(call, in_dims=(1, *[0] * len(params)))
+    in_dims = (1, *[0] * len(params))
+    members = torch.func.vmap(call, in_dims=in_dims)
     want = torch.stack([call(x[:, i], *(p[i] for p in params)) for i in range(3)])
     assert_same_bits(members(x, *params), want, f"{case}")
     both = torch.func.vmap(members, in_dims=(0, *[None] * len(params)))(torch.stack([x, -x]), *params)
     assert_same_bits(both[0], want, f"{case} twice")
     if backend != "reference":
+        if not case.kernels:
+            op = getattr(torch.ops.qkernels, f"{case.name}_fwd").default
+            raw = torch.func.vmap(lambda x, *p: op(x, *p, *case.fwd_args(**case.plain), backend), in_dims=in_dims)
+            assert_same_bits(raw(x, *params), want, f"{case}: the op itself")
         none = members(x[:, :0], *(p[:0] for p in params))
         assert none.shape == (0, 8, 16) and none.dtype == dtype
 

@@ -41,7 +41,8 @@ struct Cpq : NoisyStep<V> {
     const float r = Grid::ratio, K = a.hi - a.lo + 1.0f;
     const float one = -exponential_minus_one(-r), all = -exponential_minus_one(-(K * r));
     own = V(one), gain = V(one / all), q = V(exponential(-r)), per_grid = V(1.0f / all);
-    pull = V(per_growth(1.0f, r) - (truncate ? per_growth(K, K * r) : 0.0f));
+    const float push = 1.0f / exponential_minus_one(r);
+    pull = V(truncate ? push - K / exponential_minus_one(K * r) : push);
     paired = r <= kCpqPaired;
     const Exponentials<float> middle = exponentials(0.5f * (paired ? r : 0.0f));
     half_up = V(middle.down), half_n = V(middle.n);
@@ -56,9 +57,6 @@ struct Cpq : NoisyStep<V> {
       sum1[n - 1] = V(sign * float(n) * exponential(-(float(n) * r)) / (rest * rest));
     }
   }
-
-  // n / (e**t - 1), 0 where that is nothing beside 1.
-  QK_HD static float per_growth(float n, float t) { return t > kFar ? 0.0f : n / exponential_minus_one(t); }
 
   QK_HD V value(V x) const { return round_even(clamp(by.quotient(x), lo, hi)) * s; }
 

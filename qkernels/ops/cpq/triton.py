@@ -29,16 +29,10 @@ def _steps(step_ptr, sigma_ptr, rows, P):
 
 
 @triton.jit
-def _per_growth(n, t):
-    """n / (e**t - 1), 0 where that is nothing beside 1."""
-    return tl.where(t > FAR, 0.0, tl.div_rn(n, expm1(t)))
-
-
-@triton.jit
 def _argmax_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
     """w, X and Y."""
     own = 0.0 - expm1(0.0 - rho)
-    push = _per_growth(1.0, rho)
+    push = tl.div_rn(1.0, expm1(rho))
     up = tl.exp(rho * (r - 0.5))
     down = tl.exp(0.0 - rho * (r + 0.5))
     inverse = tl.div_rn(1.0, (1.0 + up) * (1.0 + down))
@@ -48,7 +42,7 @@ def _argmax_gradient(k, r, rho, lo, hi, TRUNCATE: tl.constexpr):
         Y = 0.5 * ((up * (1.0 + down) + down * (1.0 + up)) * inverse) + push
     else:
         K = hi - lo + 1.0
-        pull = push - _per_growth(K, K * rho)
+        pull = push - tl.div_rn(K, expm1(K * rho))
         gain = tl.div_rn(own, 0.0 - expm1(0.0 - K * rho))
         after = hi - k
         before = k - lo

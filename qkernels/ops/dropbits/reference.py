@@ -15,8 +15,7 @@ def dropbits(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int) ->
     q_i = M_i pi_i / sum_j M_j pi_j, M_i the gate of code i; the gradient is that of step * code * q of the code chosen.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    flaw = 0 * keep.detach().sum()  # NaN if a gate is not a finite number
-    step, sigma = torch.where(sigma > 0, positive(step), torch.nan) + flaw, positive(sigma)
+    step, sigma = torch.where(sigma > 0, positive(step), torch.nan), positive(sigma)
     code = _choose(x, step, sigma, keep, bits)  # [P, L]
     s, sigma, gates = step.to(wide)[:, None], sigma.to(wide)[:, None], _gates(keep.to(wide), bits)  # [K]
     top = (1 << bits - 1) - 1
