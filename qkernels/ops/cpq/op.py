@@ -71,7 +71,8 @@ def cpq(
         truncate             pi divided by the mass of the grid, sum_n pi_n
 
     each as a closed form: no tensor has a dimension for the codes, and the cost does not grow with their number. With
-    "argmax" a weight of code 0 gets no gradient; far off the grid (85 sigma) no weight does.
+    "argmax" a weight of code 0 gets no gradient; far off the grid (85 sigma) no weight does. The kernels take
+    step / sigma as 1e-18 or more ("full" with truncate: 1e-4), and as 1e6 or less.
 
     keep: DropBits. Gates of levels, groups of codes +-n, on the symmetric grid; 0 is always kept. ``[bits - 1]``,
     bitwise sharing: gate j is of ``2**j <= |n| < 2**(j + 1)``. ``[2**(bits-1) - 1]``, endpoints sharing: gate j is of
