@@ -54,7 +54,10 @@ def test_import_needs_torch_and_safetensors_only():
 
 
 def test_import_costs_a_twentieth_of_torch_at_most():
-    """CPU time beside torch's in the same process, the best of five: what else runs on the machine slows both."""
+    """CPU time beside torch's in the same process, the best of five: what else runs on the machine slows both.
+
+    Both from compiled files, as an install has them.
+    """
     source = """
         import time
         times = [time.process_time()]
@@ -64,7 +67,7 @@ def test_import_costs_a_twentieth_of_torch_at_most():
         times.append(time.process_time())
         print((times[2] - times[1]) / (times[1] - times[0]))
     """
-    share = min(float(python(source)) for _ in range(5))
+    share = min(float(python(source, PYTHONDONTWRITEBYTECODE="")) for _ in range(5))
     assert share < 0.05, f"{share:.3f} of torch's import"
 
 
