@@ -26,6 +26,15 @@ def make_weight(N: int, K: int, bits: int, group: int, device: str) -> LutWeight
     return LutWeight.pack(codes, levels, scale, bits=bits, group_size=group).to(device)
 
 
+def make_post(N: int, K: int, group: int) -> LutWeight:
+    """4 bits on powers of sqrt(2)."""
+    g = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 15, (N, K), generator=g, dtype=torch.uint8)
+    return LutWeight.pack(
+        codes, qk.post_levels(4), torch.rand(N * K // group, generator=g) + 0.1, bits=4, group_size=group
+    )
+
+
 def copies(tensor: Tensor, hot: bool) -> list[Tensor]:
     return [tensor] + [tensor.clone() for _ in range(0 if hot else BETWEEN // tensor.nbytes)]
 
@@ -61,30 +70,41 @@ PEERS = {"torch int4": torch_int4, "bitsandbytes nf4": bitsandbytes_nf4}
 def measure(
     N: int, K: int, M: int, bits: int, group: int, dtype: torch.dtype, device: str, cache: str, seconds: float
 ) -> dict:
-    """One row. The roof is a sum over as many bytes as the caches do not hold, by the same threads."""
-    hot = cache == "hot"
-    w = make_weight(N, K, bits, group, device)
+    """One row. The roof is a sum over as many bytes as the caches do not hold, by the same threads.
+
+    dtype int8: activations are integers and the weight POST's, so that ``lut_linear_int`` multiplies them. Its peer is
+    ``lut_linear`` with the same values in float32, and so is the dense layer.
+    """
+    hot, integers = cache == "hot", dtype == torch.int8
+    w = make_post(N, K, group) if integers else make_weight(N, K, bits, group, device)
+    given, dtype = dtype, torch.float32 if integers else dtype
     ours = [dataclasses.replace(w, codes=codes) for codes in copies(w.codes, hot)]
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    codes, step = (x * 32).clamp(-128, 127).to(torch.int8), torch.tensor([1 / 32], device=device)
     much = torch.ones(BETWEEN // 4, device=device)
     candidates = {
-        "ours": lambda i: qk.lut_linear(x, ours[i % len(ours)]),
+        "ours": lambda i: (
+            qk.lut_linear_int(codes, step, ours[i % len(ours)]) if integers else qk.lut_linear(x, ours[i % len(ours)])
+        ),
         "dense": lambda i: F.linear(x, dense[i % len(dense)]),
         "roof": lambda i: much.sum(),
     }
-    candidates |= {name: run for name, make in PEERS.items() if (run := make(x, w, hot)) is not None}
+    if integers:
+        candidates["lut_linear"] = lambda i: qk.lut_linear(x, ours[i % len(ours)])
+    else:
+        candidates |= {name: run for name, make in PEERS.items() if (run := make(x, w, hot)) is not None}
     times = interleave(candidates, device, seconds, hot=hot)
     mine = times["ours"]
-    gbps = (w.nbytes + x.nbytes + M * N * x.itemsize) / mine.median / 1e3
+    gbps = (w.nbytes + (codes if integers else x).nbytes + M * N * x.itemsize) / mine.median / 1e3
     row = {
-        "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": str(dtype)[6:], "device": device,
-        "backend": backends.resolve("lut_linear", x, None), "cache": cache,
+        "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": str(given)[6:], "device": device,
+        "backend": "cpu post-int8" if integers else backends.resolve("lut_linear", x, None), "cache": cache,
         "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),
         "gbps": gbps, "pct_roof": 100 * gbps / (much.nbytes / times["roof"].median / 1e3),
     }  # fmt: skip
-    if peers := [name for name in times if name in PEERS]:
+    if peers := [name for name in times if name in (*PEERS, "lut_linear")]:
         best = min(peers, key=lambda name: times[name].median)
         row |= {"peer": best, "peer_us": times[best].median, "x_peer": mine.ratio_to(times[best])}
         row["peers_us"] = {name: round(times[name].median, 3) for name in peers}
@@ -98,7 +118,10 @@ def run(device: str, quick: bool) -> Iterator[dict]:
         (*shape, M, bits, dtype, cache)
         for shape in SHAPES for dtype in dtypes for bits in BITS for M in ROWS for cache in ("hot", "rotated")
     ]  # fmt: skip
+    integers = [(*shape, M, 4, torch.int8, cache) for shape in SHAPES for M in ROWS for cache in ("hot", "rotated")]
     if quick:
         settings = [(*SHAPES[0], M, bits, dtypes[0], "hot") for bits in (4, 2) for M in (1, 16)]
+        integers = [(*SHAPES[0], M, 4, torch.int8, "hot") for M in (1, 4, 16)]
+    settings += integers if device == "cpu" else []
     for N, K, M, bits, dtype, cache in settings:
         yield measure(N, K, M, bits, 128, dtype, device, cache, 1.0 if quick else 2.0)

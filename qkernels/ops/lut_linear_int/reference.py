@@ -1,0 +1,82 @@
+"""Integer activations times a packed weight on powers of sqrt(2), in plain PyTorch: the definition, in int64."""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SEGMENT = 4096  # columns whose sum int32 holds, and which is then rounded to float32
+SQRT2 = 181 / 128  # the bfloat16 that qkernels.post has
+LARGEST = (1 << 31) // (SEGMENT * 255)  # of a level, in units
+MOST_OCTAVES = 4  # so that even and odd are at most 16
+
+
+class Levels(NamedTuple):
+    """level[c] = unit * (a * even[c] + b * odd[c]); even and odd are integers, one of them 0."""
+
+    even: Tensor  # int8 [n_levels]: of +-2**-j
+    odd: Tensor  # int8 [n_levels]: of +-sqrt(2) * 2**-j
+    a: int
+    b: int
+    unit: float  # a power of two
+
+    def whole(self) -> Tensor:
+        """The levels in units: int64."""
+        return self.a * self.even.long() + self.b * self.odd.long()
+
+
+def split(levels: Tensor) -> Levels:
+    """ValueError unless the levels are 0 and powers of sqrt(2) of few sizes."""
+    return _split(tuple(levels.tolist()))
+
+
+@lru_cache(maxsize=256)
+def _split(levels: tuple[float, ...]) -> Levels:
+    parts = {False: {}, True: {}}  # whether a power is odd -> code -> (sign, exponent)
+    for code, level in enumerate(levels):
+        mantissa, exponent = math.frexp(abs(level))
+        if level and mantissa not in (0.5, SQRT2 / 2):
+            raise ValueError(f"levels must be 0 or +-2**(j/2), sqrt(2) as 1.4140625, got {level:g}")
+        if level:
+            parts[mantissa != 0.5][code] = (1 if level > 0 else -1, exponent - 1)
+    least = {odd: min((e for _, e in part.values()), default=None) for odd, part in parts.items()}
+    lowest = min((e for e in least.values() if e is not None), default=0)
+    tables, factors = [], []
+    for odd, part in parts.items():
+        start = lowest if least[odd] is None else least[odd]
+        if (span := max((e for _, e in part.values()), default=start) - start) > MOST_OCTAVES:
+            raise ValueError(
+                f"levels must be at most 2**{MOST_OCTAVES} times the smallest of their kind, got 2**{span} times"
+            )
+        table = torch.zeros(len(levels), dtype=torch.int8)
+        for code, (sign, e) in part.items():
+            table[code] = sign << e - start
+        tables.append(table)
+        factors.append((181 if odd else 128) << start - lowest)
+    largest = max((abs(a * f) for t, f in zip(tables, factors, strict=True) for a in t.tolist()), default=0)
+    if largest > LARGEST:
+        raise ValueError(
+            f"levels must be at most {LARGEST / 128:g} times their smallest power of 2, got {largest / 128:g}"
+        )
+    return Levels(*tables, *factors, 2.0 ** (lowest - 7))
+
+
+def lut_linear_int(
+    x: Tensor, step: Tensor, codes: Tensor, levels: Levels, scale: Tensor, group_size: int, bias: Tensor | None
+) -> Tensor:
+    """x [M, K] int8 | uint8, step [M], codes [N, K], scale [N, G], bias [N] or None -> float32 [M, N].
+
+    A segment is up to 4096 columns of a group. Its sum is exact, and rounded once; so is its product with the scale,
+    and the sum over segments, one after another. Then the product with unit * step, then the bias.
+    """
+    weight = levels.whole().to(codes.device)[codes.long()]
+    total = torch.zeros(x.shape[0], codes.shape[0], device=x.device)
+    for group in range(scale.shape[1]):
+        end = (group + 1) * group_size
+        for start in range(group * group_size, end, SEGMENT):
+            part = slice(start, min(start + SEGMENT, end))
+            total += (x[:, part].long() @ weight[:, part].T).float() * scale[:, group].float()
+    y = total * (step * levels.unit)[:, None]
+    return y if bias is None else y + bias.float()
