@@ -1,4 +1,4 @@
-"""Integer activations times weights on powers of sqrt(2): exact sums, the same bits everywhere."""
+"""Integer activations times weights on powers of sqrt(2) or integers: exact sums, the same bits everywhere."""
 
 import dataclasses
 import io
@@ -16,17 +16,8 @@ from qkernels.pack import LutWeight
 
 from .test_matmul import ISAS, randn
 
-GRIDS = [
-    (4, "exact"),
-    (4, "nozero"),
-    (4, "release"),
-    (3, "exact"),
-    (3, "release"),
-    (3, "nozero"),
-    (2, "exact"),
-    (1, "nozero"),
-]
-READ = GRIDS[:3] + [(3, "release")]  # by the CPU kernel: codes of 4 and 8 bits
+READ = [(4, "exact"), (4, "nozero"), (4, "release"), (3, "release"), (4, "lsq"), (4, "daq")]  # by the CPU kernel
+GRIDS = READ + [(3, "exact"), (3, "nozero"), (2, "exact"), (1, "nozero"), (3, "lsq"), (2, "daq")]
 SHAPES = [
     (1, 1, 1),
     (16, 64, 16),
@@ -41,8 +32,16 @@ compiled = pytest.mark.skipif("cpu" not in backends.backends_of("lut_linear_int"
 BACKENDS = backends.backends_of("lut_linear_int")
 
 
+def levels_of(grid: tuple[int, str]) -> torch.Tensor:
+    """POST's, or integers: those of LSQ and DAQ."""
+    bits, name = grid
+    if name == "lsq":
+        return torch.arange(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1))
+    return 2 * torch.arange(2.0**bits) - (2**bits - 1) if name == "daq" else qk.post_levels(bits, name)
+
+
 def make(N: int, K: int, P: int = 1, grid: tuple[int, str] = (4, "exact"), seed: int = 0) -> LutWeight:
-    g, levels = torch.Generator().manual_seed(seed), qk.post_levels(*grid)
+    g, levels = torch.Generator().manual_seed(seed), levels_of(grid)
     bits = next(b for b in (1, 2, 3, 4, 8) if 1 << b >= len(levels))
     codes = torch.randint(0, len(levels), (N, K), generator=g, dtype=torch.uint8)
     return LutWeight.pack(codes, levels, torch.rand(P, generator=g) + 0.1, bits=bits)
@@ -100,17 +99,17 @@ def test_every_grid_of_up_to_4_bits_is_exact(grid, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("grid", READ, ids=str)
 def test_the_largest_sums_do_not_overflow(grid, backend, isa):
-    top = len(qk.post_levels(*grid)) - 1
+    top = len(levels_of(grid)) - 1
     for name in ISAS if backend == "cpu" else ISAS[:1]:
         isa(name)
-        for code in (0, top):  # -1 and 1
+        for code in (0, top):
             bits = 8 if grid == (4, "release") else 4
             codes = torch.full((16, 8192), code, dtype=torch.uint8)
-            w = LutWeight.pack(codes, qk.post_levels(*grid), torch.ones(1), bits=bits)
+            w = LutWeight.pack(codes, levels_of(grid), torch.ones(1), bits=bits)
             for value, dtype in ((255, torch.uint8), (-128, torch.int8), (127, torch.int8)):
                 x = torch.full((3, 8192), value, dtype=dtype)
                 y = qk.lut_linear_int(x, torch.ones(1), w, backend=backend)
-                assert (y == (1 if code else -1) * value * 8192).all()
+                assert (y == levels_of(grid)[code] * value * 8192).all()
 
 
 @compiled
@@ -126,11 +125,19 @@ def test_a_row_has_its_bits_in_any_batch_and_for_any_number_of_threads():
         torch.set_num_threads(threads)
 
 
+METHODS = [
+    qk.POST(bits=4, granularity=64), qk.POST(bits=4, granularity=64, grid="release"), qk.POST(bits=3, granularity=64),
+    qk.LSQ(bits=4, granularity=64), qk.LSQ(bits=3, granularity=64), qk.CPQ(bits=4, granularity=64),
+    qk.DAQ(bits=4, granularity=64), qk.DAQ(bits=1, granularity=64), qk.DAQ(bits=4, granularity=64, variant="scale"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("signed", [True, False])
-def test_it_multiplies_what_lsq_and_asq_trained(signed):
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_it_multiplies_what_layers_trained(method, signed):
     """The codes of activations and a trained layer's packed weight: the float product up to its own roundings."""
     torch.manual_seed(0)
-    layer = QuantLinear(nn.Linear(256, 24), weight=qk.POST(bits=4, granularity=64))
+    layer = QuantLinear(nn.Linear(256, 24), weight=method)
     w = LutLinear.from_quant(layer).weight_lut
     x = randn(6, 256) if signed else randn(6, 256).relu()
     step, beta = torch.tensor([0.02]), torch.tensor([0.7, 1.0, 1.9])
@@ -169,7 +176,7 @@ def test_not_finite_steps_and_biases_stay_in_their_place():
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_levels_are_split_exactly(grid):
-    levels = qk.post_levels(*grid)
+    levels = levels_of(grid)
     for scale in (1.0, 2.0**-30, 2.0**5):
         split = reference.split(levels * scale)
         assert torch.equal(split.whole().double() * split.unit, (levels * scale).double())
@@ -214,7 +221,7 @@ def test_it_compiles_whole_and_an_exported_graph_says_auto():
 
 
 W, X, STEP = make(24, 64), integers(4, 64, torch.int8), torch.tensor([0.1])
-LSQ = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.arange(-8.0, 8.0), torch.ones(1), bits=4)
+ODD = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 0.3]), torch.ones(1), bits=4)
 WIDE = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 2.0**-5]), torch.ones(1), bits=4)
 FAR = LutWeight.pack(
     torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 1.4140625 * 2**-6]), torch.ones(1), bits=4
@@ -231,7 +238,12 @@ REFUSED = [
     ((X, STEP, W, torch.zeros(23)), {}, ValueError, r"bias must have shape \[N=24\], got \[23\]"),
     ((X, STEP, W, torch.zeros(24).int()), {}, TypeError, "bias must be a float tensor, got torch.int32"),
     ((X, STEP.to("meta"), W), {}, ValueError, "all tensors must be on one device, got cpu, meta"),
-    ((X, STEP, LSQ), {}, ValueError, r"levels must be 0 or \+-2\*\*\(j/2\), sqrt\(2\) as 1.4140625, got -7"),
+    (
+        (X, STEP, ODD),
+        {},
+        ValueError,
+        r"levels must be 0 or \+-2\*\*\(j/2\), .* or integers up to 16 of one unit, got 0.3",
+    ),
     ((X, STEP, WIDE), {}, ValueError, r"at most 2\*\*4 times the smallest of their kind, got 2\*\*5 times"),
     ((X, STEP, FAR), {}, ValueError, "at most 16.0625 times their smallest power of 2, got 64"),
     ((X, STEP, W), {"backend": "cuda"}, NotImplementedError, "lut_linear_int on cpu: cuda: "),

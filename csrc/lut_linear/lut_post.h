@@ -1,5 +1,6 @@
 // Integer activations times a packed weight whose levels are powers of sqrt(2), in integers: a level is
 // unit * (a * even + b * odd) with small integers even and odd, one of them 0, so a sum of products is two sums of integers.
+// Levels that are integers themselves have b = 0, and one sum.
 // The layout of codes and scales is drawn in qkernels/pack.py.
 #pragma once
 #include <cstdint>

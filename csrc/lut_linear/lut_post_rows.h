@@ -140,9 +140,11 @@ QK_IN void words_of(const uint8_t* tile, W (*words)[4]) {
 }
 #endif
 
+template <bool v> struct Constant { static constexpr bool value = v; };
+
 // Sums of one stripe for M rows of x: those of a segment in `even` and `odd`, twice for few rows, so that one addition need not
 // wait for the other.
-template <int bits, bool is_signed, int M>
+template <int bits, bool is_signed, bool has_odd, int M>
 void stripe_rows(const PostWeight& w, int64_t stripe, const uint8_t* x, const int32_t* offset, const float* step, const float* bias,
                  float* y) {
   constexpr int kBlocks = bits == 4 ? 2 : 1, kTwice = M <= 2 ? 2 : 1;  // blocks of a tile
@@ -169,14 +171,14 @@ void stripe_rows(const PostWeight& w, int64_t stripe, const uint8_t* x, const in
       QK_UNROLL for (int i = 0; i < 8; i++) {
         const int t = i / 2, part = i % 2;
         const W code = bits == 8 ? words[part][t] : part ? high(words[half][t]) : low(words[half][t]);
-        const W e = even_of(code), o = odd_of(code);
+        const W e = even_of(code), o = has_odd ? odd_of(code) : e;
         QK_UNROLL for (int m = 0; m < M; m++) {
           int32_t four;
           memcpy(&four, from + m * blocks * 32 + i * 4, 4);
           const W shared = all(four);
           W &to_even = even[part % kTwice][m], &to_odd = odd[part % kTwice][m];
           to_even = is_signed ? dot(to_even, e, shared) : dot(to_even, shared, e);
-          to_odd = is_signed ? dot(to_odd, o, shared) : dot(to_odd, shared, o);
+          if (has_odd) to_odd = is_signed ? dot(to_odd, o, shared) : dot(to_odd, shared, o);
         }
       }
       if ((block + 1) * 32 >= end) {
@@ -204,15 +206,15 @@ void stripe_rows(const PostWeight& w, int64_t stripe, const uint8_t* x, const in
 }
 
 // Rows of x in turns of M, or as many as are left.
-template <int bits, bool is_signed, int M>
+template <int bits, bool is_signed, bool has_odd, int M>
 void rows_of(const PostWeight& w, int64_t stripe, const uint8_t* x, int64_t rows, const int32_t* offset, const float* step,
              const float* bias, float* y) {
   int64_t m = 0;
   for (; m + M <= rows; m += M)
-    stripe_rows<bits, is_signed, M>(w, stripe, x + m * w.blocks() * 32, offset + m * qk::post_segments(w), step + m, bias, y + m * w.N);
+    stripe_rows<bits, is_signed, has_odd, M>(w, stripe, x + m * w.blocks() * 32, offset + m * qk::post_segments(w), step + m, bias, y + m * w.N);
   if constexpr (M > 1)
     if (m < rows)
-      rows_of<bits, is_signed, M / 2>(w, stripe, x + m * w.blocks() * 32, rows - m, offset + m * qk::post_segments(w), step + m, bias,
+      rows_of<bits, is_signed, has_odd, M / 2>(w, stripe, x + m * w.blocks() * 32, rows - m, offset + m * qk::post_segments(w), step + m, bias,
                                       y + m * w.N);
 }
 
@@ -221,8 +223,11 @@ void linear(const PostWeight& w, int64_t begin, int64_t end, const uint8_t* x, i
   const auto run = [&](auto kernel) {
     for (int64_t stripe = begin; stripe < end; stripe++) kernel(w, stripe, x, M, offset, step, bias, y);
   };
-  if (w.bits == 4) w.is_signed ? run(rows_of<4, true, kMost>) : run(rows_of<4, false, kMost>);
-  else w.is_signed ? run(rows_of<8, true, kMost>) : run(rows_of<8, false, kMost>);
+  const auto with = [&](auto has_odd) {
+    if (w.bits == 4) w.is_signed ? run(rows_of<4, true, has_odd.value, kMost>) : run(rows_of<4, false, has_odd.value, kMost>);
+    else w.is_signed ? run(rows_of<8, true, has_odd.value, kMost>) : run(rows_of<8, false, has_odd.value, kMost>);
+  };
+  w.b ? with(Constant<true>()) : with(Constant<false>());
 }
 
 }  // namespace

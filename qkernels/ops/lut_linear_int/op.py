@@ -1,4 +1,4 @@
-"""Integer activations times a packed weight whose levels are powers of sqrt(2): sums without a rounding."""
+"""Integer activations times a packed weight whose levels are powers of sqrt(2) or integers: sums without a rounding."""
 
 import torch
 from torch import Tensor
@@ -46,22 +46,24 @@ def _auto(x, step, codes, levels, scale, bias, bits, *args):
 def lut_linear_int(
     x: Tensor, step: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None
 ) -> Tensor:
-    """``(x * step) @ W.T + bias`` for integer x and a weight on powers of sqrt(2), as ``qk.post`` has it.
+    """``(x * step) @ W.T + bias`` for integer x and a weight on powers of sqrt(2), as POST has it, or on integers.
 
     A level 2**-(k/2) with even k is an integer in units of the smallest, one with odd k sqrt(2) times one. So the
     products with integers are summed as two integers, without a rounding, and the result is
         y[m, n] = step[m] * sum over segments of  scale[n, group] * (sum of x * even  +  sqrt(2) * sum of x * odd)
-    with sqrt(2) as 1.4140625 = 181/128, the constant of POST's levels. A segment is up to 4096 columns of a group; what
-    is in brackets is exact, and rounded to float32 once. The same bits on every backend and instruction set, for any
-    number of rows and threads. No gradients. (Derived from the levels; the paper, arXiv:2504.17263, has a look-up table
-    of products, of which its authors' release shows nothing.)
+    with sqrt(2) as 1.4140625 = 181/128, the constant of POST's levels. Levels that are integers (LSQ, CPQ, DAQ) have
+    the first sum only. A segment is up to 4096 columns of a group; what is in brackets is exact, and rounded to float32
+    once. The same bits on every backend and instruction set, for any number of rows and threads. No gradients. (Derived
+    from the levels; the paper, arXiv:2504.17263, speaks of a look-up table of products, which its authors' release has
+    no code for.)
 
     Args:
         x: [..., K], int8 or uint8: activations in units of step. Of ``h = qk.harden("lsq", x, step, ...)`` they are
             ``h.codes`` if unsigned, else ``(h.codes.int() + qmin).to(torch.int8)``.
         step: [P], float: the unit of x; x's rows split into P equal blocks (1: one for all; ASQ has one a sample).
-        w: a packed weight [N, K] or [N, ...], its levels 0 and +-2**(j/2), the largest at most 2**4 times the smallest
-            (POST of up to 4 bits, any grid).
+        w: a packed weight [N, K] or [N, ...]. Its levels are integers up to 16 of a unit that is a power of 2 (LSQ, CPQ
+            and DAQ of up to 4 bits), or 0 and +-2**(j/2), the largest at most 2**4 times the smallest (POST of up to 4
+            bits, any grid).
         bias: [N], float, or None.
         backend: "reference" | "cpu" (codes of 4 bits, or of 8 bits with at most 32 levels); None: the fastest that can
             run, chosen at each call, in an exported graph too.

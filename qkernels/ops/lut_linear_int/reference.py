@@ -1,4 +1,4 @@
-"""Integer activations times a packed weight on powers of sqrt(2), in plain PyTorch: the definition, in int64."""
+"""Integer activations times a packed weight on powers of sqrt(2) or on integers, in int64: the definition."""
 
 import math
 from functools import lru_cache
@@ -10,13 +10,14 @@ from torch import Tensor
 SEGMENT = 4096  # columns whose sum int32 holds, and which is then rounded to float32
 SQRT2 = 181 / 128  # the bfloat16 that qkernels.post has
 LARGEST = (1 << 31) // (SEGMENT * 255)  # of a level, in units
-MOST_OCTAVES = 4  # so that even and odd are at most 16
+MOST = 16  # of even and odd, so that the sum of a few products fits 16 bits
+MOST_OCTAVES = 4  # of a power among those of its kind: 2**4 is MOST
 
 
 class Levels(NamedTuple):
-    """level[c] = unit * (a * even[c] + b * odd[c]); even and odd are integers, one of them 0."""
+    """level[c] = unit * (a * even[c] + b * odd[c]); even and odd are integers up to 16, one of them 0."""
 
-    even: Tensor  # int8 [n_levels]: of +-2**-j
+    even: Tensor  # int8 [n_levels]: of +-2**-j, or of integers
     odd: Tensor  # int8 [n_levels]: of +-sqrt(2) * 2**-j
     a: int
     b: int
@@ -34,11 +35,18 @@ def split(levels: Tensor) -> Levels:
 
 @lru_cache(maxsize=256)
 def _split(levels: tuple[float, ...]) -> Levels:
+    if (integers := _integers(levels)) is not None:
+        even, exponent = integers
+        return Levels(
+            torch.tensor(even, dtype=torch.int8), torch.zeros(len(even), dtype=torch.int8), 1, 0, 2.0**exponent
+        )
     parts = {False: {}, True: {}}  # whether a power is odd -> code -> (sign, exponent)
     for code, level in enumerate(levels):
         mantissa, exponent = math.frexp(abs(level))
         if level and mantissa not in (0.5, SQRT2 / 2):
-            raise ValueError(f"levels must be 0 or +-2**(j/2), sqrt(2) as 1.4140625, got {level:g}")
+            raise ValueError(
+                f"levels must be 0 or +-2**(j/2), sqrt(2) as 1.4140625, or integers up to 16 of one unit, got {level:g}"
+            )
         if level:
             parts[mantissa != 0.5][code] = (1 if level > 0 else -1, exponent - 1)
     least = {odd: min((e for _, e in part.values()), default=None) for odd, part in parts.items()}
@@ -61,6 +69,15 @@ def _split(levels: tuple[float, ...]) -> Levels:
             f"levels must be at most {LARGEST / 128:g} times their smallest power of 2, got {largest / 128:g}"
         )
     return Levels(*tables, *factors, 2.0 ** (lowest - 7))
+
+
+def _integers(levels: tuple[float, ...]) -> tuple[list[int], int] | None:
+    """(v, e), every level being v * 2**e with |v| <= 16; None if there are no such."""
+    least = 0
+    if sizes := [level.as_integer_ratio() for level in levels if level and math.isfinite(level)]:
+        least = min((p & -p).bit_length() - q.bit_length() for p, q in sizes)  # the lowest bit of any level
+    values = [math.ldexp(level, -least) for level in levels]
+    return ([int(v) for v in values], least) if all(abs(v) <= MOST for v in values) else None
 
 
 def lut_linear_int(
