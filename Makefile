@@ -21,15 +21,19 @@ lint: $(VENV)/.built
 	$(BIN)/ruff format --check .
 
 # On a machine with a GPU, a CUDA build of torch, Triton and nvcc, into the Python that is there: build, every test that
-# runs on the GPU, every bench. OUT/<gpu>.jsonl is what belongs in bench/results/.
+# runs on the GPU, every bench. OUT/<gpu>*.jsonl are what belongs in bench/results/.
 OUT ?= out/gpu
 gpu:
 	mkdir -p $(OUT)
 	$(PYTHON) setup.py build_ext --inplace > $(OUT)/build.txt 2>&1 || { tail -n 30 $(OUT)/build.txt; exit 1; }
 	$(PYTHON) -m qkernels | tee $(OUT)/table.txt
-	$(PYTHON) -m pytest -q --maxfail=30 -p no:cacheprovider tests/test_ops.py tests/test_gpu.py tests/test_matmul.py tests/test_nn.py tests/test_nn_refusals.py > $(OUT)/tests.txt 2>&1; \
+	$(PYTHON) -m pytest -q --maxfail=30 -p no:cacheprovider tests/test_ops.py tests/test_gpu.py tests/test_matmul.py tests/test_pack.py tests/test_nn.py tests/test_nn_refusals.py > $(OUT)/tests.txt 2>&1; \
 	  status=$$?; tail -n 40 $(OUT)/tests.txt; \
-	  $(PYTHON) -m bench quant --device cuda --json "$(OUT)/$$($(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())').jsonl" && exit $$status
+	  gpu="$(OUT)/$$($(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')" && \
+	  $(PYTHON) -m bench quant --device cuda --json "$$gpu.jsonl" && \
+	  for backend in cuda triton; do \
+	    QKERNELS_BACKEND=$$backend $(PYTHON) -m bench matmul --device cuda --json "$$gpu-matmul-$$backend.jsonl" || exit 1; \
+	  done && exit $$status
 
 $(VENV)/.ready: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qkernels needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }

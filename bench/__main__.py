@@ -12,7 +12,7 @@ import torch
 
 from qkernels import __version__
 
-from . import matmul, quant
+from . import matmul, plot, quant
 from .subjects import OPS
 from .timing import keep_memory
 
@@ -83,9 +83,14 @@ def main() -> int:
     parser.add_argument("suite", choices=list(COLUMNS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="only these (quant)")
+    parser.add_argument("--bits", nargs="+", type=int, choices=matmul.BITS, help="only these (matmul)")
+    parser.add_argument("--rows", nargs="+", type=int, help="of x (matmul)")
+    parser.add_argument("--plot", type=Path, help="draw the times faster than F.linear here (matmul; needs matplotlib)")
     parser.add_argument("--quick", action="store_true", help="few settings, float32, hot only")
     parser.add_argument("--json", type=Path, help="write the rows here, one JSON object a line")
     args = parser.parse_args()
+    if args.plot and args.suite != "matmul":
+        parser.error("--plot draws rows of matmul")
     if args.device == "cuda" and not torch.cuda.is_available():
         print("bench: --device cuda needs a GPU that torch can see", file=sys.stderr)
         return 2
@@ -94,9 +99,10 @@ def main() -> int:
     print(LEGEND[args.suite])
     print(line(args.suite, None))
     rows = []
-    suite = (
-        quant.run(args.device, args.quick, args.op) if args.suite == "quant" else matmul.run(args.device, args.quick)
-    )
+    if args.suite == "quant":
+        suite = quant.run(args.device, args.quick, args.op)
+    else:
+        suite = matmul.run(args.device, args.quick, args.bits, args.rows)
     for row in suite:
         print(line(args.suite, row), flush=True)
         rows.append(row | about)
@@ -104,6 +110,9 @@ def main() -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text("".join(json.dumps(r) + "\n" for r in rows))
         print(f"{len(rows)} rows in {args.json}")
+    if args.plot:
+        plot.speedups(rows, args.plot)
+        print(f"picture in {args.plot}")
     return 0
 
 

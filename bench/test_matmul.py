@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from . import plot
 from .__main__ import line
 from .matmul import measure
 
@@ -13,9 +14,18 @@ from .matmul import measure
     ("bits", "dtype"), [(4, torch.float32), (4, torch.bfloat16), (3, torch.float32), (4, torch.int8)]
 )
 def test_a_row_is_whole(bits, dtype, monkeypatch):
-    monkeypatch.setattr("bench.matmul.BETWEEN", 1 << 16)
+    monkeypatch.setattr("bench.peers.BETWEEN", 1 << 16)
     row = measure(32, 256, 2, bits, 64, dtype, "cpu", "rotated", 0.0)
-    numbers = ("median_us", "dense_us", "x_dense", "gbps", "pct_roof") + (("peer_us", "x_peer") if bits == 4 else ())
+    numbers = ("median_us", "dense_us", "x_dense", "gbps", "pct_roof", "limit_us") + (
+        ("peer_us", "x_peer") if bits == 4 else ()
+    )
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in numbers)
     assert row["backend"] in ("cpu", "reference", "cpu post-int8") and ("peer" in row) == (bits == 4)
     assert len(line("matmul", row)) == len(line("matmul", None))
+
+
+def test_a_picture_is_drawn(tmp_path):
+    about = {"hardware": "a machine", "threads": 2, "N": 64, "K": 64, "dtype": "float32", "cache": "hot"}
+    rows = [about | {"bits": b, "M": M, "x_dense": 8 / b, "limit_us": b, "dense_us": 9} for b in (2, 4) for M in (1, 8)]
+    plot.speedups([*rows, rows[0] | {"bits": 3, "peer": "other", "peer_us": 3}], tmp_path / "new" / "a.png")
+    assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")

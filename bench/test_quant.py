@@ -3,8 +3,15 @@
 import pytest
 import torch
 
+from qkernels.testing import CASES
+
 from .quant import PASSES, make_inputs
 from .subjects import OPS
+
+
+def test_every_quantizer_can_be_chosen():
+    assert set(OPS) == {case.name for case in CASES}
+    assert all(subject.op == op for op, subjects in OPS.items() for subject in subjects(False))
 
 
 @pytest.mark.parametrize("pass_", PASSES)

@@ -15,7 +15,7 @@ Where kernels come from:
 import json
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +68,7 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
 
     if reference is not None:
         kernels["reference"] = reference
-        kernels["auto"] = lambda x, *args: kernels[resolve(_function(op), x, None)](x, *args)
+        kernels["auto"] = lambda x, *args: fastest(op, x)(x, *args)
 
     _note(op)
 
@@ -79,7 +79,25 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
     _library.define(schema)
     _library.impl(op, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"qkernels::{op}", fake, lib=_library)
-    return getattr(torch.ops.qkernels, op).default
+    overload = getattr(torch.ops.qkernels, op).default
+    torch.library.register_vmap(f"qkernels::{op}", partial(one_by_one, overload), lib=_library)
+    return overload
+
+
+def one_by_one(op: Callable, info: object, in_dims: Sequence[int | None], *args) -> tuple:
+    """``op`` under vmap: one call for each element of the batch, and what they return stacked.
+
+    Each result is to the bit what the element gives alone. An empty batch takes its shapes from a call on zeros.
+    """
+
+    def element(i: int) -> list:
+        return [a if dim is None else a.select(dim, i).contiguous() for a, dim in zip(args, in_dims, strict=True)]
+
+    zeros = [a if dim is None else a.sum(dim) for a, dim in zip(args, in_dims, strict=True) if not info.batch_size]
+    calls = [op(*element(i)) for i in range(info.batch_size)] or [op(*zeros)]
+    if isinstance(calls[0], Tensor):
+        return torch.stack(calls)[: info.batch_size], 0
+    return tuple(torch.stack(each)[: info.batch_size] for each in zip(*calls, strict=True)), (0,) * len(calls[0])
 
 
 def _late(module: str, name: str) -> Callable:
@@ -165,6 +183,11 @@ def resolve(name: str, x: Tensor, requested: str | None, dtypes: Sequence[torch.
         if refusal(name, backend, x, dtypes) is None:
             return backend
     return "reference"
+
+
+def fastest(op: str, x: Tensor) -> Callable:
+    """The kernel of ``op`` that runs on ``x`` where no backend is asked for: ``resolve``, without the dispatcher."""
+    return _OPS[op][resolve(_function(op), x, None)]
 
 
 def table() -> dict[str, dict[str, str]]:

@@ -52,7 +52,7 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu or cuda; by default cuda where torch sees a GPU.")] = "",
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be given several times.")] = None,
 ) -> None:
-    """The quantizers' kernels here against their references: values and gradients. Exit status 1 if one differs."""
+    """The kernels here against their references: values and gradients. Exit status 1 if one differs."""
     import torch
 
     from .verify import verify
@@ -69,7 +69,7 @@ def verify(
             said = (
                 f"{row.calls} calls agree" if row.problem is None else f"DIFFERS after {row.calls} calls: {row.problem}"
             )
-            print(f"{row.op:14s}{row.backend:10s}{row.dtype:10s}{said}", flush=True)
+            print(f"{row.op:15s}{row.backend:10s}{row.dtype:10s}{said}", flush=True)
             right, wrong = right + (row.problem is None), wrong + (row.problem is not None)
     except ValueError as error:
         print(f"qkernels verify: {error}", file=sys.stderr)

@@ -63,7 +63,7 @@ class LutWeight:
     Args:
         codes: uint8 [T16 bytes], the planes one after another.
         levels: float32 [n_levels], n_levels <= 2**bits.
-        scale: float32, bfloat16 or float16 [ceil(N/16), G, 16], G = K / group_size.
+        scale: float32, bfloat16 or float16 [ceil(N/16), G, 16], G = K / group_size; ``pack`` takes [N, G].
         bits: 1, 2, 3, 4 or 8.
         group_size: columns that share a scale: a multiple of 32 that divides K, or K itself (one scale per row).
         shape: of the weight before packing: [N, K], or [N, ...] with K = the product of the rest.
@@ -89,6 +89,8 @@ class LutWeight:
             ("levels", self.levels, (torch.float32,)),
             ("scale", self.scale, _SCALES),
         ):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"LutWeight: {name} must be a Tensor, got {type(tensor).__name__}")
             if tensor.dtype not in dtypes:
                 raise TypeError(f"LutWeight: {name} must be {_names(dtypes)}, got {tensor.dtype}")
             if tensor.device != self.codes.device:
@@ -127,16 +129,20 @@ class LutWeight:
             codes: integers in [0, n_levels), shape [N, ...].
             levels: float [n_levels], 1 <= n_levels <= 2**bits; finite; stored as float32.
             scale: float [P], finite. It splits the codes, in row-major order, into P equal contiguous blocks:
-                P = 1 (the tensor), N (rows) or N * K / group_size (groups).
+                P = 1 (the tensor), N (rows) or N * G (groups, G = K / group_size); or the last as [N, G].
             bits: 1, 2, 3, 4 or 8.
             group_size: columns that share a scale: a multiple of 32 that divides K, or K. A scale with P = 1 or
                 P = N is repeated. None takes it from P.
             scale_dtype: float32 is exact for a float32 scale; bfloat16 and float16 round it.
 
         Raises:
-            TypeError: codes that are not integers, levels or scale that are not float, another ``scale_dtype``.
+            TypeError: codes that are not integers, levels or scale that are not float, another ``scale_dtype``, bits or
+                group_size not an int.
             ValueError: everything else above that does not hold, meta tensors, tensors on different devices.
         """
+        for name, tensor in (("codes", codes), ("levels", levels), ("scale", scale)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"LutWeight.pack: {name} must be a Tensor, got {type(tensor).__name__}")
         if codes.dtype not in _INTEGERS:
             raise TypeError(f"LutWeight.pack: codes must be {_names(_INTEGERS)}, got {codes.dtype}")
         if scale_dtype not in _SCALES:
@@ -157,16 +163,16 @@ class LutWeight:
             group_size = N * K // P if P and P % N == 0 and N * K % P == 0 else K
         check_group_size(group_size, K)
         G = K // group_size
-        if scale.dim() != 1 or P not in (1, N, N * G):
+        if scale.shape not in ((1,), (N,), (N * G,), (N, G)):
             raise ValueError(
-                f"LutWeight.pack: scale must have shape [1], [N={N}] or [N*K/group_size={N * G}], "
-                f"got {list(scale.shape)}"
+                f"LutWeight.pack: scale must have shape [1], [N={N}], [N*G={N * G}] or [N={N}, G={G}] with "
+                f"G = K / group_size, got {list(scale.shape)}"
             )
         low, high = (int(v) for v in codes.aminmax())
         if low < 0 or high >= levels.numel():
             raise ValueError(f"LutWeight.pack: codes must lie in [0, {levels.numel()}), got {low} to {high}")
         stripes = scale.new_zeros(math.ceil(N / 16) * 16, G)
-        stripes[:N] = scale.view(-1, G if P == N * G else 1).expand(N, G)
+        stripes[:N] = scale.reshape(-1, G if P == N * G else 1).expand(N, G)
         return cls(
             codes=_pack_t16(codes.reshape(N, K).to(torch.uint8), bits),
             levels=levels,
@@ -235,7 +241,8 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def check_group_size(group_size: int, K: int) -> None:
-    """ValueError unless groups of ``group_size`` columns fill K and T16's sub-blocks fill the groups."""
+    """TypeError or ValueError unless groups of ``group_size`` columns fill K and T16's sub-blocks fill the groups."""
+    _check_int("group_size", group_size)
     if group_size < 1 or K % group_size or (group_size % 32 and group_size != K):
         raise ValueError(f"LutWeight: group_size must divide K={K} and be a multiple of 32, or K, got {group_size}")
 
@@ -386,7 +393,13 @@ def _check_finite(name: str, values: Tensor) -> None:
         raise ValueError(f"LutWeight: {name} must be finite in {values.dtype}, got {values[~finite][0].item()}")
 
 
+def _check_int(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"LutWeight: {name} must be an int, got {value!r}")
+
+
 def _check_bits(bits: int) -> None:
+    _check_int("bits", bits)
     if bits not in PLANES:
         raise ValueError(f"LutWeight: bits must be one of {list(PLANES)}, got {bits}")
 

@@ -1,11 +1,11 @@
-"""``qkernels verify``: every quantizer's kernels on this machine against their references, on the tests' own data."""
+"""``qkernels verify``: every op's kernels on this machine against their references, on the tests' own data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from .testing import CASES, Case, check, usable
+from .testing import CASES, OTHERS, Case, Other, check, usable
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def verify(device: str, ops: tuple[str, ...] = ()) -> Iterator[Verified]:
     Raises:
         ValueError: an unknown op.
     """
-    known = {case.name: case for case in CASES}
+    known = {case.name: case for case in (*CASES, *OTHERS)}
     if unknown := [op for op in ops if op not in known]:
         raise ValueError(f"op must be among {', '.join(known)}, got {', '.join(unknown)}")
     before = torch.are_deterministic_algorithms_enabled()
@@ -46,11 +46,17 @@ def verify(device: str, ops: tuple[str, ...] = ()) -> Iterator[Verified]:
         torch.use_deterministic_algorithms(before)
 
 
-def _verify(case: Case, backend: str, dtype: torch.dtype, device: str) -> Verified:
+def _calls(case: Case, backend: str, device: str, dtype: torch.dtype) -> Iterator[None]:
+    for tensors, kwargs in case.samples_on(backend, device, dtype):
+        check(case, tensors, kwargs, backend)
+        yield
+
+
+def _verify(case: Case | Other, backend: str, dtype: torch.dtype, device: str) -> Verified:
     calls, problem = 0, None
+    run = case.calls(backend, device, dtype) if isinstance(case, Other) else _calls(case, backend, device, dtype)
     try:
-        for tensors, kwargs in case.samples_on(backend, device, dtype):
-            check(case, tensors, kwargs, backend)
+        for _ in run:
             calls += 1
     except (AssertionError, RuntimeError) as error:  # a kernel that cannot be launched is a result too
         problem = str(error).strip().splitlines()[0]

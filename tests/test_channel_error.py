@@ -97,7 +97,7 @@ REFUSED = [
     (lambda: qk.channel_error(X, STEP, bits=4, dim=1, backend="cuda"), NotImplementedError, "cuda: "),
     (lambda: torch.ops.qkernels_cpu.channel_error(X.t(), STEP, 0, 3, 0), RuntimeError, "x must be contiguous"),
     (lambda: torch.ops.qkernels_cpu.channel_error(X, STEP, 0, 3, 2), RuntimeError, "dim must be a dimension"),
-    (lambda: torch.ops.qkernels_cpu.channel_error(X, STEP, 1, 3, 1), RuntimeError, "0 must be a code"),
+    (lambda: torch.ops.qkernels_cpu.channel_error(X, STEP, 1, 3, 1), RuntimeError, "between them, got 1 and 3"),
     (lambda: torch.ops.qkernels_cpu.channel_error(X, torch.ones(2), 0, 3, 1), RuntimeError, "step must have 1 value"),
 ]
 

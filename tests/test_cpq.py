@@ -84,6 +84,26 @@ def test_gradients_are_relatively_right_far_off_the_grid(estimator, truncate, rh
                 assert abs(value.item() - want) <= loss * s + least, (bits, codes[i], value.item(), want)
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
+@pytest.mark.parametrize("estimator, truncate", ESTIMATORS)
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, on which Triton's interpreter runs
+def test_gradients_are_right_at_the_ends_of_float32(estimator, truncate, backend):
+    """Steps and sigmas that are denormal, tiny or huge, and where one over the other is; the codes are small."""
+    for step, sigma in (
+        (1e-44, 1e-44), (1e-40, 3e-41), (1e-38, 1e-39), (1e37, 3e36), (1e-44, 1e-3), (1e-40, 1e-30), (1e-30, 1e30),
+        (1e37, 1e30), (1.0, 1e-30), (1.0, 1e-44), (1e-3, 1e3),
+    ):  # fmt: skip
+        step, sigma = torch.tensor([step]), torch.tensor([sigma])
+        off = 20.0 if step < 100 * sigma else 7.4  # else it is too far off the grid for 150 digits
+        x = torch.tensor([0.3, 1.2, -2.6, 4.4, -7.9, off]) * step
+        kwargs = dict(bits=4, estimator=estimator, truncate=truncate, backend=backend)
+        _, got, _ = value_and_grads(qk.cpq, (x, step.repeat(6), sigma.repeat(6)), kwargs, g=torch.ones(6))
+        for i in range(6):
+            want = exact(x[i].item(), step.item(), sigma.item(), 4, True, estimator == "full", truncate)
+            for value, true, size in zip(got, want[1:4], (8, 64, 64), strict=True):
+                assert abs(value[i].item() - float(true)) <= 1e-4 * size, (step, sigma, x[i] / step, value[i], true)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("estimator, truncate", ESTIMATORS)
 @pytest.mark.parametrize("rho", [0.01, 0.5, 3.0, 20.0, 200.0])

@@ -115,6 +115,34 @@ def test_a_wide_gap_of_dropped_levels_leaves_the_nearest_one(rho, backend):
         assert grads[0][x.isinf()].eq(0).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_gate_that_is_no_number_is_seen(bad, backend):
+    for n, bits in ((3, 4), (7, 4), (127, 8)):
+        keep = torch.ones(n)
+        keep[n // 2] = bad
+        tensors = (randn(3, 20), torch.full((3,), 0.2), torch.full((3,), 0.06), keep)
+        y, (_, *grads), _ = value_and_grads(qk.cpq, tensors, dict(bits=bits, backend=backend))
+        assert y.isnan().all() and all(grad.isnan().any() for grad in grads[:2])
+
+
+def test_harden_refuses_gates_of_an_unsigned_grid_as_cpq_does():
+    tensors = (torch.rand(4), torch.tensor([0.2]), torch.tensor([0.06]), torch.ones(3))
+    for call in (qk.cpq, lambda *t, **options: qk.harden("cpq", *t, **options)):
+        with pytest.raises(ValueError, match="cpq: keep must go with signed=True, got signed=False"):
+            call(*tensors, bits=4, signed=False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_negative_gate_is_dropped_and_one_above_1_is_a_weight(backend):
+    tensors, keep = (randn(1000), torch.tensor([0.2]), torch.tensor([0.06])), torch.tensor([0.9, 0.0, 0.7])
+    want = qk.cpq(*tensors, keep, bits=4, backend=backend)
+    assert_same_bits(qk.cpq(*tensors, keep - (keep == 0).float(), bits=4, backend=backend), want, "negative")
+    large = torch.tensor([1.0, 1.0, 30.0])
+    y = qk.cpq(*tensors, large, bits=4, backend=backend)
+    assert (y.abs() >= 0.8).sum() > (qk.cpq(*tensors, large.clamp(max=1), bits=4, backend=backend).abs() >= 0.8).sum()
+
+
 # gates
 
 
@@ -214,7 +242,9 @@ REFUSED = [
     (lambda: qk.hard_concrete(torch.ones(2), seed=0.5), TypeError, "seed must be an int or an int64 tensor, got float"),
     (lambda: qk.hard_concrete(torch.ones(2), seed=True), TypeError, "seed must be an int or an int64 tensor, got bool"),
     (lambda: qk.hard_concrete(torch.ones(2), seed=torch.ones(2)), TypeError, r"one value, got torch.float32 \[2\]"),
-    (lambda: qk.hard_concrete(torch.ones(2), seed=-1), ValueError, "hard_concrete: seed must not be negative, got -1"),
+    (lambda: qk.hard_concrete(torch.ones(2), seed=-1), ValueError, r"hard_concrete: seed .* in \[0, 2\*\*63\), got -1"),
+    (lambda: qk.hard_concrete(torch.ones(2), seed=2**63), ValueError, "seed must be in .* got 9223372036854775808"),
+    (lambda: qk.hard_concrete(torch.ones(2), seed=torch.tensor(-1)), ValueError, "seed must be in .* got -1"),
     (lambda: qk.bit_penalty(torch.ones(2).int()), TypeError, "bit_penalty: logits must be a float tensor"),
 ]
 
@@ -297,6 +327,82 @@ def test_checkpointing_recomputes_with_the_same_gates(reentrant):
     for a, b in zip(want, grads(twin, call, x), strict=True):
         torch.testing.assert_close(a, b)
     assert torch.equal(plain.weight_quantizer.draws, twin.weight_quantizer.draws)
+
+
+FROZEN = [(), ("logits",), ("weight", "bias"), ("step", "sigma", "logits")]
+
+
+@pytest.mark.parametrize("frozen", FROZEN, ids=lambda names: " ".join(names) or "nothing frozen")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("outer", ["checkpoint", "compile", "eager"])
+def test_a_compiled_graph_recomputes_with_the_same_gates(outer, reentrant, frozen):
+    """A graph in a checkpoint, or a checkpoint in a graph; four calls of the layer before the first backward."""
+    torch._dynamo.reset()
+    x = randn(3, 64).requires_grad_()
+    plain, twin = layer(), layer()
+    for model in (plain, twin):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.rpartition(".")[2] not in frozen)
+    inner = torch.compile(twin, fullgraph=True, backend="aot_eager") if outer == "checkpoint" else twin
+
+    def twice(x):
+        return checkpoint(inner, x, use_reentrant=reentrant) + checkpoint(inner, 2 * x, use_reentrant=reentrant)
+
+    if outer == "compile":
+        twice = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        want = interleaved(plain, lambda x: plain(x) + plain(2 * x), x)
+        for a, b in zip(want, interleaved(twin, twice, x), strict=True):
+            torch.testing.assert_close(a, b)
+        assert torch.equal(plain.weight_quantizer.draws, twin.weight_quantizer.draws)
+
+
+def interleaved(model, call, x):
+    """The gradients of two calls whose backwards come after both, in the other order."""
+    model.zero_grad()
+    first, second = call(x), call(3 * x)
+    second.square().sum().backward()
+    first.square().sum().backward()
+    return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+def test_a_checkpoint_compiled_by_inductor_recomputes_with_the_same_gates():
+    torch._dynamo.reset()
+    x, plain, twin = randn(3, 64).requires_grad_(), layer(), layer()
+    call = torch.compile(lambda x: checkpoint(twin, x, use_reentrant=False), fullgraph=True)
+    for _ in range(2):
+        for a, b in zip(interleaved(plain, plain, x), interleaved(twin, call, x), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_from_the_meta_device_draws_on(assign):
+    first = layer()
+    for _ in range(2):
+        grads(first, first, randn(3, 64))
+    second = layer().to("meta")
+    if not assign:
+        second = second.to_empty(device="cpu")
+    second.load_state_dict(first.state_dict(), assign=assign)
+    for model in (first, second):
+        model.weight_quantizer.gates()
+    assert torch.equal(first.weight_quantizer.draws, second.weight_quantizer.draws)
+
+
+def test_torch_func_goes_through_a_layer_that_draws():
+    x, twin = randn(3, 64), layer()
+    want = grads(twin, twin, x)
+    for each in (False, True):  # the gradient of the sum, and the sum of the gradients of each row
+        model = layer()
+        parameters = dict(model.named_parameters())
+
+        def loss(p, x, model=model):
+            return torch.func.functional_call(model, p, (x,)).square().sum()
+
+        grad = torch.func.grad(loss)
+        got = torch.func.vmap(grad, in_dims=(None, 0))(parameters, x[:, None]) if each else grad(parameters, x)
+        for a, b in zip(got.values(), want, strict=True):
+            torch.testing.assert_close(a.sum(0) if each else a, b)
 
 
 @pytest.mark.parametrize("dropbits", ["bitwise", "endpoints"])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import qkernels as qk
 from qkernels import backends
 from qkernels.ops.channel_error import reference
-from qkernels.ops.lut_linear.plan import MOST_ROWS
+from qkernels.ops.lut_linear.plan import MOST_PREFILL_ROWS, MOST_ROWS
 from qkernels.pack import PLANES
 from qkernels.testing import CASES, usable
 from qkernels.testing.compare import assert_same_bits, assert_sum
@@ -101,6 +101,25 @@ def test_packed_weights_multiply_integers_exactly(backend, bits, N, K, P):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             assert torch.equal(qk.lut_linear(x.to(dtype), w, backend=backend), want.to(dtype))
             assert torch.equal(qk.lut_linear(x.to(dtype), w, bias, backend=backend), (want + bias).to(dtype))
+
+
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize(("N", "K", "P"), [w for w in WEIGHTS if w[1] * w[0] // w[2] % 64 == 0 or w[0] == w[2]])
+def test_the_wgmma_kernel_multiplies_integers_exactly_and_sums_as_well_as_plain_pytorch(bits, N, K, P, monkeypatch):
+    if "cuda" not in LUT or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs the CUDA kernels and sm_90")
+    monkeypatch.setenv("QKERNELS_WGMMA", "1")
+    whole = make(N, K, bits=bits, P=P, integers=True)
+    whole = qk.LutWeight.pack(whole.unpack(), whole.levels.clamp(-8, 7), torch.ones(P), bits=bits).to("cuda")
+    any_levels, bias = make(N, K, bits=bits, P=P).to("cuda"), randint(N, seed=2).cuda()
+    for M in (MOST_ROWS + 1, 128, 129, 300, MOST_PREFILL_ROWS):
+        for dtype in (torch.float16, torch.bfloat16):
+            x = randint(M, K).cuda()
+            want = x.double() @ whole.dequantize().double().T + bias
+            assert torch.equal(qk.lut_linear(x.to(dtype), whole, bias, backend="cuda"), want.to(dtype))
+            x = randn(M, K).to("cuda", dtype)
+            got = qk.lut_linear(x, any_levels, bias.to(dtype), backend="cuda")
+            assert_twice_as_good(got, x, any_levels.dequantize(), bias.to(dtype))
 
 
 @pytest.mark.parametrize("backend", LUT)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import qkernels as qk
 from qkernels.ops.lut_linear import op
-from qkernels.ops.lut_linear.plan import MOST_COLUMNS, MOST_ROWS, Plan, pick
+from qkernels.ops.lut_linear.plan import MOST_COLUMNS, MOST_PREFILL_ROWS, MOST_ROWS, Plan, pick
 from qkernels.pack import PLANES, LutWeight
 
 from .test_matmul import make, randint, randn
@@ -65,7 +65,13 @@ def cuda_calls(monkeypatch):
         return op._reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
 
     monkeypatch.setattr(op, "_sms", lambda device: 4)
+
+    def prefill(x, codes, levels, scale, bias, bits, group_size, n, k, splits):
+        calls.append((x.shape[0], Plan("prefill", splits=splits)))
+        return op._reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
+
     monkeypatch.setattr(torch.ops.qkernels_cuda, "lut_decode", decode, raising=False)
+    monkeypatch.setattr(torch.ops.qkernels_cuda, "lut_prefill", prefill, raising=False)
     monkeypatch.setattr(op, "_CHUNK", 16 * 96 * 2)
     whole = op._dequantize
     monkeypatch.setattr(op, "_dequantize", lambda *args: whole(*args[:-1], "reference"))  # for "cuda"
@@ -80,6 +86,17 @@ def test_cuda_decodes_for_few_rows_and_makes_the_weight_for_many(cuda_calls, dty
     assert y.dtype == dtype and torch.equal(y, F.linear(x.double(), w.dequantize().double(), bias.double()).to(dtype))
     decoded = dtype != torch.float32 and M <= MOST_ROWS
     assert cuda_calls == ([(M, pick(M, 75, 96, 4, dtype, 4))] if decoded else [])
+
+
+@pytest.mark.parametrize("capability, switch", [((9, 0), "1"), ((9, 0), "0"), ((8, 0), "1")])
+def test_the_wgmma_kernel_runs_on_hopper_and_on_request_only(cuda_calls, monkeypatch, capability, switch):
+    monkeypatch.setattr(op, "_capability", lambda device: capability)
+    monkeypatch.setenv("QKERNELS_WGMMA", switch)
+    w, x = make(75, 192, P=225, integers=True), randint(100, 192).bfloat16()
+    y = op._cuda_linear(x, w.codes, w.levels, w.scale, None, 4, 64, 75, 192)
+    assert torch.equal(y, F.linear(x.double(), w.dequantize().double()).to(y.dtype))
+    asked = capability == (9, 0) and switch == "1"
+    assert cuda_calls == ([(100, Plan("prefill", splits=1))] if asked else [])
 
 
 SHAPES = [
@@ -118,6 +135,26 @@ def test_a_plan_of_a_large_layer_keeps_most_of_the_device_busy(N, K):
 def test_how_k_is_split_does_not_depend_on_the_number_of_rows():
     plans = {pick(M, 4096, 4096, 4, torch.float16, 132) for M in range(1, MOST_ROWS + 1)}
     assert plans == {Plan("decode", stripes=1, splits=1, warps=8)}
+
+
+def test_what_the_wgmma_kernel_is_picked_for():
+    args = (4096, 4096, 4, torch.bfloat16, 132)
+    assert pick(128, *args, wgmma=True) == Plan("prefill", splits=4)  # 32 blocks of 128 x 128
+    assert pick(MOST_PREFILL_ROWS, *args, wgmma=True) == Plan("prefill", splits=1)
+    assert pick(128, 128, 512, 4, torch.float16, 132, wgmma=True) == Plan("prefill", splits=1)  # two batches
+    for group_size, kernel in (
+        (4096, "prefill"),
+        (64, "prefill"),
+        (192, "prefill"),
+        (32, "dequantize"),
+        (96, "dequantize"),
+    ):
+        assert pick(128, *args, group_size=group_size, wgmma=True).kernel == kernel
+    assert pick(MOST_ROWS, *args, wgmma=True) == pick(MOST_ROWS, *args)
+    for M in (MOST_ROWS + 1, MOST_PREFILL_ROWS):
+        assert pick(M, *args).kernel == "dequantize"
+    assert pick(MOST_PREFILL_ROWS + 1, *args, wgmma=True).kernel == "dequantize"
+    assert pick(128, 4096, 4096, 4, torch.float32, 132, wgmma=True).kernel == "dequantize"
 
 
 def test_what_is_not_decoded():

@@ -12,18 +12,11 @@ import qkernels as qk
 from qkernels import backends
 from qkernels.ops.lut_linear import op
 from qkernels.pack import PLANES, LutWeight
+from qkernels.testing.others import assert_twice_as_good
+from qkernels.testing.others import packed_weight as make
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = [b for b in backends.backends_of("lut_linear") if b in ("cpu", "reference")] + [None]
-
-
-def make(*shape: int, bits: int = 4, P: int = 1, integers: bool = False, seed: int = 0) -> LutWeight:
-    """A packed weight; with ``integers`` its values are small integers, so that every sum is exact."""
-    g = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, 2**bits, shape, generator=g, dtype=torch.uint8)
-    levels = torch.arange(2**bits) - 2.0 ** (bits - 1) if integers else torch.randn(2**bits, generator=g)
-    scale = torch.ones(P) if integers else torch.rand(P, generator=g) + 0.1
-    return LutWeight.pack(codes, levels, scale, bits=bits)
 
 
 def randint(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -32,16 +25,6 @@ def randint(*shape: int, seed: int = 1) -> torch.Tensor:
 
 def randn(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def assert_twice_as_good(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """The 2x rule: at most twice the error of F.linear in the same dtype, truth in float64."""
-    truth = F.linear(x.double(), w.double(), None if bias is None else bias.double())
-    plain = F.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    own = (plain.double() - truth).abs().max()
-    size = F.linear(x.double().abs(), w.double().abs()).max()
-    eps = torch.finfo(torch.float32).eps
-    assert (y.double() - truth).abs().max() <= 2 * own + eps * size
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -406,7 +389,8 @@ META = LutWeight(*(t.to("meta") for t in (W.codes, W.levels, W.scale)), W.bits, 
 REFUSED = [
     (qk.lut_linear, (X[:, :63], W), {}, ValueError, r"lut_linear: x must have shape \[\.\.\., K=64\], got \[3, 63\]"),
     (qk.lut_linear, (torch.tensor(1.0), W), {}, ValueError, r"x must have shape \[\.\.\., K=64\], got \[\]"),
-    (qk.lut_linear, (X.int(), W), {}, TypeError, "x must be a float tensor, got torch.int32"),
+    (qk.lut_linear, (X.int(), W), {}, TypeError, "x must be a float32, .* float64 tensor, got torch.int32"),
+    (qk.lut_linear, (X.to(torch.float8_e4m3fn), W), {}, TypeError, "float64 tensor, got torch.float8_e4m3fn"),
     (qk.lut_linear, ([1.0], W), {}, TypeError, "x must be a Tensor, got list"),
     (qk.lut_linear, (X, torch.randn(24, 64)), {}, TypeError, "w must be a LutWeight, got Tensor"),
     (qk.lut_linear, (X, META), {}, ValueError, "x and the weight must be on one device, got cpu and meta"),
@@ -417,11 +401,12 @@ REFUSED = [
     (qk.lut_linear, (X, W, torch.zeros(24, device="meta")), {}, ValueError, "bias and the weight .* got meta and cpu"),
     (qk.lut_linear, (X, W), {"backend": "cuda"}, NotImplementedError, "lut_linear on cpu: cuda: "),
     (qk.lut_dequantize, (torch.randn(2, 2),), {}, TypeError, "lut_dequantize: w must be a LutWeight, got Tensor"),
-    (qk.lut_dequantize, (W, torch.int32), {}, TypeError, "dtype must be a float type, got torch.int32"),
+    (qk.lut_dequantize, (W, torch.int32), {}, TypeError, "dtype must be a float type .* got torch.int32"),
+    (qk.lut_dequantize, (W, "float32"), {}, TypeError, "lut_dequantize: dtype must be a float type .* got 'float32'"),
     (qk.lut_dequantize, (W,), {"backend": "abacus"}, NotImplementedError, "lut_dequantize on cpu: abacus: no such"),
     (qk.lut_conv2d, (IMAGE, W), {}, ValueError, r"weight must have shape \[N, C / groups, kh, kw\], got \[24, 64\]"),
     (qk.lut_conv2d, (IMAGE, torch.randn(6, 4, 3, 3)), {}, TypeError, "lut_conv2d: w must be a LutWeight, got Tensor"),
-    (qk.lut_conv2d, (IMAGE.int(), CONV), {}, TypeError, "lut_conv2d: x must be a float tensor, got torch.int32"),
+    (qk.lut_conv2d, (IMAGE.int(), CONV), {}, TypeError, "lut_conv2d: x must be a float32, .*, got torch.int32"),
     (qk.lut_conv2d, (1.0, CONV), {}, TypeError, "lut_conv2d: x must be a Tensor, got float"),
     (qk.lut_conv2d, (IMAGE[:, :3], CONV), {}, ValueError, r"x must have shape \[B, C=4, H, W\] .* got \[2, 3, 9, 9\]"),
     (qk.lut_conv2d, (IMAGE, CONV, torch.zeros(5)), {}, ValueError, r"bias must have shape \[N=6\], got \[5\]"),

@@ -44,6 +44,22 @@ def test_lut_kernels_are_right_on_the_host(flags, tmp_path):
     assert run("test_lut_kernels_on_host.cpp", tmp_path, *flags) == "0 failures\n"
 
 
+@pytest.mark.parametrize("flags", [["-O1"], ["-DFEW", *SANITIZE]], ids=["every kernel", "some, under the sanitizers"])
+def test_the_prefill_kernel_is_right_on_the_host(flags, tmp_path):
+    assert run("test_lut_prefill_on_host.cpp", tmp_path, *flags) == "0 failures\n"
+
+
+@pytest.mark.parametrize(
+    ("isa", "needs"), [(0, set()), (2, {"avx2"}), (512, {"avx512f", "avx512bw", "avx512dq", "avx512vl"})]
+)
+def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if not needs <= set(flags.split()):
+        pytest.skip(f"needs a CPU with {', '.join(sorted(needs))}")
+    flags = [*SANITIZE, "-Wno-maybe-uninitialized", f"-DQK_ISA={isa}"]
+    assert run("test_lut_post_on_host.cpp", tmp_path, *flags) == "0 failures\n"
+
+
 def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags.split()):
@@ -92,6 +108,7 @@ def test_every_cuda_file_compiles(cuda_check):
     kernels = list((ROOT / "csrc").glob("*/*_kernels.cu"))
     assert len(spills) >= 2 * len(kernels), "ptxas did not report"
     assert set(spills) == {("0", "0")}
+    assert "serialized" not in said, "a wait between products of wgmma that the compiler added"
     assert len(list(objects.glob("**/*_kernels.cu.o"))) == len(kernels)
 
 
@@ -118,6 +135,17 @@ class Loop:
         return self.instructions.total()
 
 
+def main_loop(function: str, product: str) -> list[str]:
+    """The instructions of the smallest loop with matrix instructions."""
+    lines = [(int(a, 16), text) for a, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", function)]
+    bodies = []
+    for address, text in lines:
+        target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            bodies.append([t for a, t in lines if int(target[1], 16) <= a <= address])
+    return min((b for b in bodies if any(product in t for t in b)), key=len)
+
+
 def decode_loops(sass: str) -> list[Loop]:
     """The smallest loop with matrix instructions of each decode kernel in the output of ``cuobjdump -sass``."""
     loops = []
@@ -128,13 +156,7 @@ def decode_loops(sass: str) -> list[Loop]:
             found = re.search(r"lut_decode_kernelINS_\d(half|bfloat)ELi(\d)ELi(\d)ELb(\d)E|$", name)
             if not found[0]:
                 continue
-            lines = [(int(a, 16), text) for a, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", function)]
-            bodies = []
-            for address, text in lines:
-                target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-                if target and int(target[1], 16) < address:
-                    bodies.append([t for a, t in lines if int(target[1], 16) <= a <= address])
-            body = min((b for b in bodies if any("HMMA" in t for t in b)), key=len)
+            body = main_loop(function, "HMMA")
             names = [re.sub(r"^@\S+\s+", "", t).split()[0].split(".") for t in body]
             kinds = Counter(".".join(n[:2]) if n[:2] in (["IMAD", "SHL"], ["IMAD", "MOV"]) else n[0] for n in names)
             tiles = int(found[3])
@@ -170,6 +192,33 @@ def test_the_decode_loop_is_short(cuda_check):
             assert decoding <= MOST[loop.bits][0] and everything <= MOST[loop.bits][1], what
     used = re.findall(r"entry function '\S*lut_decode_kernel\S*' for .*?Used (\d+) registers", said, re.S)
     assert len(used) == len(loops) and max(map(int, used)) <= 65536 // (2 * 256)  # shared memory: a static_assert
+
+
+def test_the_prefill_kernel_keeps_the_matrix_unit_fed(cuda_check):
+    """On sm_90a, for each dtype and width: a batch of 256 columns (8 bits: 128) is 16 (8) products of wgmma, nothing in
+    the kernel goes to memory that should not, and decoding takes fewer instructions than the products take cycles."""
+    triton = find_spec("triton")
+    cuobjdump = triton and Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
+    if not cuobjdump or not cuobjdump.exists():
+        pytest.skip("no cuobjdump here (it comes with triton)")
+    found = set()
+    for path in sorted(cuda_check[0].glob("**/lut_prefill*_kernels.cu.o")):
+        sass = subprocess.run([str(cuobjdump), "-sass", str(path)], capture_output=True, text=True, check=True).stdout
+        for section in sass.split("arch = ")[1:]:
+            for function in section.split("Function : ")[1:]:
+                name = re.search(r"lut_prefill_kernelINS_\d(half|bfloat)ELi(\d)E", function.split()[0])
+                if not name or not section.startswith("sm_90"):
+                    continue
+                body = main_loop(function, "HGMMA")
+                kinds = Counter(re.sub(r"^@\S+\s+", "", t).split()[0].split(".")[0] for t in body)
+                products = kinds["HGMMA"]
+                print(f"{name[2]} bits {name[1]}: {len(body)} instructions for {products} products", dict(kinds))
+                assert products == (8 if name[2] == "8" else 16) and not {"LDL", "STL", "BAR"} & set(kinds)
+                assert (
+                    len(body) - products <= 128 * products / 2
+                )  # two warps an issue slot; 128 cycles a product of both
+                found.add(name.groups())
+    assert len(found) == 10
 
 
 def test_dependent_launch_compiles(tmp_path):

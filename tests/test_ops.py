@@ -1,11 +1,13 @@
 """What every op promises, on every backend and dtype it has."""
 
+import itertools
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import qkernels as qk
 from qkernels import backends
 from qkernels.testing import CASES, check, usable
 from qkernels.testing.compare import assert_same_bits, leaves, value_and_grads
@@ -52,6 +54,46 @@ def test_instruction_sets_agree_to_the_bit(case, name, isa):
             assert_same_bits(got[1][0], want[1][0], f"{what} dx")
             for g, w in zip(got[1][1:], want[1][1:], strict=True):
                 assert_same_bits(g, w, f"{what} parameter")
+
+
+def extreme_calls(case):
+    """(tensors, kwargs): every parameter at every scale that float32 has, x beside them or not."""
+    scales = (1e-44, 1e-40, 1.2e-38, 1e-30, 1.0, 1e30, 1e38)
+    ordinary = case.parameters(1)
+    scaled = [i for i in range(len(ordinary)) if i + 1 not in case.shared]
+    each = scales if len(scaled) < 3 else scales[::2]
+    options = [case.plain] + [case.plain | {"estimator": "full", "truncate": t} for t in (False, True)] * (
+        case.name == "cpq"
+    )
+    for factors in itertools.product(each, repeat=len(scaled)):
+        params = list(ordinary)
+        for i, factor in zip(scaled, factors, strict=True):
+            params[i] = ordinary[i] * factor
+        x = torch.randn(5, generator=torch.Generator().manual_seed(0))
+        for kwargs in options:
+            yield (x * factors[0], *params), kwargs
+            yield (x, *params), kwargs
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_extreme_parameters_are_the_same_on_each_instruction_set(case, isa):
+    """To the bit; and what fills up a vector adds nothing: 5 elements are NaN where 160 of the same are."""
+    names = ["scalar", "avx2", "avx512"]
+    names = names[: names.index(isa("")) + 1]
+    for tensors, kwargs in extreme_calls(case):
+        found = {}
+        for copies in (1, 3, 32):
+            for name in names:
+                isa(name)
+                call = (tensors[0].repeat(copies), *tensors[1:]), kwargs | {"backend": "cpu"}
+                y, grads, _ = value_and_grads(case.fn, *call, g=torch.linspace(-1, 1, 5).repeat(copies))
+                what = f"{case} {name} {copies} {[t.flatten()[0].item() for t in tensors[1:]]} {kwargs}"
+                want_y, want = found.setdefault(copies, (y, grads))
+                assert_same_bits(y, want_y, what)
+                for i, (got, one) in enumerate(zip(grads, want, strict=True)):
+                    assert_same_bits(got, one, f"{what} gradient {i}")
+        for few, many in zip(found[1][1][1:], found[32][1][1:], strict=True):
+            assert torch.equal(few.isnan(), many.isnan()), f"{case} {kwargs} {tensors}"
 
 
 @every
@@ -159,7 +201,6 @@ def test_torch_func_grad(case, backend, dtype):
 
 
 @every_and_reference
-@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch loops over the batch
 def test_torch_func_vmap(case, backend, dtype):
     """Gradients through vmap, and vmap of gradients: an ensemble trains as its members do."""
     x, params = torch.randn(3, 8, 16).to(DEVICE, dtype), tuple(p.to(DEVICE) for p in case.parameters(1))
@@ -178,6 +219,44 @@ def test_torch_func_vmap(case, backend, dtype):
         for dp, wp in zip(dps, wps, strict=True):
             torch.testing.assert_close(dp[i], wp)
     assert dx.abs().sum() > 0
+
+
+@every_and_reference
+def test_torch_func_vmap_over_parameters(case, backend, dtype):
+    """Each member has parameters of its own; a batch in another dimension, of batches, or of none."""
+    x = torch.randn(8, 3, 16).to(DEVICE, dtype)
+    params = [torch.stack([p * f for f in (0.8, 0.9, 1.0)]).to(DEVICE) for p in case.parameters(1)]
+
+    def call(x, *params):
+        return case.fn(x, *params, **case.plain, backend=backend)
+
+    in_dims = (1, *[0] * len(params))
+    members = torch.func.vmap(call, in_dims=in_dims)
+    want = torch.stack([call(x[:, i], *(p[i] for p in params)) for i in range(3)])
+    assert_same_bits(members(x, *params), want, f"{case}")
+    both = torch.func.vmap(members, in_dims=(0, *[None] * len(params)))(torch.stack([x, -x]), *params)
+    assert_same_bits(both[0], want, f"{case} twice")
+    if backend != "reference":
+        if not case.kernels:
+            op = getattr(torch.ops.qkernels, f"{case.name}_fwd").default
+            raw = torch.func.vmap(lambda x, *p: op(x, *p, *case.fwd_args(**case.plain), backend), in_dims=in_dims)
+            assert_same_bits(raw(x, *params), want, f"{case}: the op itself")
+        none = members(x[:, :0], *(p[:0] for p in params))
+        assert none.shape == (0, 8, 16) and none.dtype == dtype
+
+
+def test_torch_func_vmap_over_what_is_no_quantizer():
+    x, step = torch.randn(3, 5, 64), torch.tensor([0.3])
+    w = qk.LutWeight.pack(torch.randint(0, 16, (24, 64)), torch.randn(16), torch.rand(24) + 0.1, bits=4)
+    for call in (
+        lambda x: qk.lut_linear(x, w),
+        lambda x: torch.stack(qk.channel_error(x, step, bits=4, dim=1)),
+        lambda x: qk.hard_concrete(x, seed=3),
+    ):
+        assert_same_bits(torch.func.vmap(call)(x), torch.stack([call(row) for row in x]), "vmap")
+    seeds = torch.tensor([3, 4])
+    got = torch.func.vmap(lambda seed: qk.hard_concrete(x, seed=seed))(seeds)
+    assert_same_bits(got, torch.stack([qk.hard_concrete(x, seed=seed) for seed in (3, 4)]), "seeds")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -216,7 +295,7 @@ def test_raw_cpu_ops_refuse_what_would_read_elsewhere():
         (lambda: ops.lsq_fwd(x, torch.ones(4), -8, 7), "P must divide"),
         (lambda: ops.lsq_fwd(torch.randn(4, 4).t(), s, -8, 7), "x must be contiguous"),
         (lambda: ops.lsq_bwd(torch.randn(4, 4).t(), torch.randn(4, 4), s, -8, 7), "g must be contiguous"),
-        (lambda: ops.lsq_fwd(x.double(), s, -8, 7), "needs float32"),
+        (lambda: ops.lsq_fwd(x.double(), s, -8, 7), "x must be float32, float16 or bfloat16, got a dtype of 8 bytes"),
         (lambda: ops.lsq_fwd(x, s.double(), -8, 7), "parameters must be float32"),
         (lambda: ops.lut_dequantize(torch.zeros(512).byte(), x, torch.ones(16), 5, 64, 16, 64), "bits must be 1, 2, 3"),
         (lambda: ops.lut_dequantize(torch.zeros(512).byte(), x, torch.ones(16), 4, 64, 16, 0), "n and k must be"),
@@ -342,4 +421,4 @@ def test_instruction_set_is_set_by_the_environment():
 
     assert run("scalar").stdout.strip() == "scalar"
     bad = run("mmx")
-    assert bad.returncode and "must be one of scalar" in bad.stderr and "got mmx" in bad.stderr
+    assert bad.returncode and "QKERNELS_ISA must be one of scalar" in bad.stderr and "got mmx" in bad.stderr

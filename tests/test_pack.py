@@ -184,6 +184,15 @@ def test_group_size_repeats_a_coarser_scale():
     assert torch.equal(one.scales(), rows[:1].expand(6, 2))
 
 
+@pytest.mark.parametrize("group_size", [None, 64])
+def test_scales_are_taken_as_they_are_returned(group_size):
+    codes, levels, scale = random_codes(6, 128, bits=4), torch.randn(16), torch.rand(2, 6).t() + 0.5
+    w = LutWeight.pack(codes, levels, scale, bits=4, group_size=group_size)
+    assert torch.equal(w.scales(), scale)
+    flat = LutWeight.pack(codes, levels, scale.flatten(), bits=4, group_size=group_size)
+    assert torch.equal(w.scale, flat.scale)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_scale_is_rounded_once_and_multiplied_in_float32(dtype: torch.dtype):
     codes, levels, scale = random_codes(8, 64, bits=4), torch.randn(16), torch.rand(8) + 0.5
@@ -298,16 +307,25 @@ def test_the_good_case_of_the_refusals_is_accepted():
         ),
         ({"scale": torch.ones(4, dtype=torch.int32)}, TypeError, "scale must be a float tensor, got torch.int32"),
         ({"scale": torch.tensor([1.0, 1.0, -math.inf, 1.0])}, ValueError, "scale must be finite .* got -inf"),
-        ({"scale": torch.tensor(1.0)}, ValueError, r"scale must have shape \[1\], \[N=4\] .* got \[\]"),
-        ({"scale": torch.ones(4, 1)}, ValueError, r"scale must have shape .* got \[4, 1\]"),
+        ({"scale": torch.tensor(1.0)}, ValueError, r"scale must have shape \[1\], \[N=4\], .* got \[\]"),
+        ({"scale": torch.ones(1, 4)}, ValueError, r"scale must have shape .* or \[N=4, G=1\] .* got \[1, 4\]"),
+        ({"scale": torch.ones(4, 1, 1)}, ValueError, r"scale must have shape .* got \[4, 1, 1\]"),
         ({"scale": torch.ones(0)}, ValueError, r"scale must have shape .* got \[0\]"),
         ({"scale": torch.ones(2)}, ValueError, r"scale must have shape .* got \[2\]"),
         ({"scale": torch.ones(12)}, ValueError, r"scale must have shape .* got \[12\]"),
         ({"scale": torch.ones(16)}, ValueError, "group_size must divide K=64 and be a multiple of 32, or K, got 16"),
-        ({"scale": torch.ones(8), "group_size": 64}, ValueError, r"\[N\*K/group_size=4\], got \[8\]"),
+        ({"scale": torch.ones(8), "group_size": 64}, ValueError, r"\[N\*G=4\] .* got \[8\]"),
         ({"group_size": 0}, ValueError, "group_size must divide K=64 .* got 0"),
         ({"group_size": 16}, ValueError, "group_size must divide K=64 .* got 16"),
         ({"group_size": 128}, ValueError, "group_size must divide K=64 .* got 128"),
+        ({"codes": [[0, 1]]}, TypeError, "LutWeight.pack: codes must be a Tensor, got list"),
+        ({"levels": [0.0, 1.0]}, TypeError, "LutWeight.pack: levels must be a Tensor, got list"),
+        ({"scale": 1.0}, TypeError, "LutWeight.pack: scale must be a Tensor, got float"),
+        ({"group_size": 32.0}, TypeError, "group_size must be an int, got 32.0"),
+        ({"group_size": True}, TypeError, "group_size must be an int, got True"),
+        ({"bits": 4.0}, TypeError, "bits must be an int, got 4.0"),
+        ({"bits": "4"}, TypeError, "bits must be an int, got '4'"),
+        ({"bits": True}, TypeError, "bits must be an int, got True"),
         ({"bits": 5}, ValueError, r"bits must be one of \[1, 2, 3, 4, 8\], got 5"),
         ({"scale_dtype": torch.float64}, TypeError, "scale_dtype must be float32 or .* got torch.float64"),
         (
@@ -337,6 +355,8 @@ def test_pack_refuses_mixed_devices():
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
+        ({"codes": [0]}, TypeError, "LutWeight: codes must be a Tensor, got list"),
+        ({"bits": 4.0}, TypeError, "bits must be an int, got 4.0"),
         ({"codes": torch.zeros(512, dtype=torch.int8)}, TypeError, "codes must be uint8, got torch.int8"),
         ({"levels": torch.zeros(4).double()}, TypeError, "levels must be float32, got torch.float64"),
         ({"scale": torch.ones(1, 2, 16).double()}, TypeError, "scale must be float32 or .* got torch.float64"),

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from qkernels import backends
 from qkernels.cli import app
-from qkernels.testing import CASES
+from qkernels.testing import CASES, OTHERS
 from qkernels.verify import verify
 
 
@@ -48,6 +48,29 @@ def test_wrong_options_get_a_sentence(arguments, message):
 
     done = CliRunner().invoke(app, ["verify", *arguments])
     assert done.exit_code == 2 and re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("op", [other.name for other in OTHERS])
+def test_ops_that_are_no_quantizers_agree_too(op):
+    rows = list(verify("cpu", (op,)))
+    assert [r.dtype for r in rows if r.backend == "cpu"] == ["float32", "float16", "bfloat16"]
+    assert all(r.problem is None and r.calls > 10 for r in rows), rows
+
+
+def test_every_op_is_verified():
+    """But asq, which runs on lsq's kernels and has a case all the same."""
+    assert {case.name for case in (*CASES, *OTHERS)} - {"asq"} == set(backends.names())
+
+
+@pytest.mark.parametrize("op", [other.name for other in OTHERS])
+def test_a_wrong_kernel_of_another_op_is_seen(op, monkeypatch):
+    def wrong(*args, kernel=backends._OPS[op]["cpu"]):
+        y = kernel(*args)
+        return y + 0.01 * (torch.arange(y.numel()) == y.numel() - 1).reshape(y.shape)
+
+    monkeypatch.setitem(backends._OPS[op], "cpu", wrong)
+    row = next(r for r in verify("cpu", (op,)) if r.backend == "cpu")
+    assert row.problem is not None
 
 
 def test_poison_is_taken_back():

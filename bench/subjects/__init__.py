@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-from . import asq, cpq, daq, lsq, post, soft_assign
+from . import asq, cpq, daq, dropbits, lsq, post, soft_assign
 from .subject import Subject
 
 OPS: dict[str, Callable[[bool], Iterator[Subject]]] = {
-    module.__name__.rpartition(".")[2]: module.subjects for module in (lsq, post, cpq, daq, soft_assign, asq)
+    module.__name__.rpartition(".")[2]: module.subjects for module in (lsq, post, cpq, dropbits, daq, soft_assign, asq)
 }
 
 __all__ = ["OPS", "Subject"]

@@ -13,9 +13,9 @@ struct Channels {
 inline Channels checked_channels(const Tensor& x, const Tensor& step, int64_t qmin, int64_t qmax, int64_t dim) {
   const auto [s] = param_pointers<1>({step});
   STD_TORCH_CHECK(step.numel() == 1, "step must have 1 value, got ", step.numel());
-  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous");
+  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous, got strides that are not");
   STD_TORCH_CHECK(dim >= 0 && dim < x.dim(), "dim must be a dimension of x, got ", dim);
-  STD_TORCH_CHECK(qmin <= 0 && qmax >= 0, "0 must be a code");
+  STD_TORCH_CHECK(qmin <= 0 && qmax >= 0, "qmin and qmax must have 0 between them, got ", qmin, " and ", qmax);
   Channels c{1, x.size(dim), 1, s};
   for (int64_t d = 0; d < dim; d++) c.outer *= x.size(d);
   for (int64_t d = dim + 1; d < x.dim(); d++) c.inner *= x.size(d);

@@ -11,9 +11,10 @@ namespace qk {
 // each with an exact remainder; the second rounds correctly, as a step from a neighbor with a rounded 1 / s does (Markstein).
 template <class V>
 struct Divisor {
-  V s;
-  QK_HD explicit Divisor(V s) : s(s) {}
+  V s, unit, inverse;  // as below, of s unit
+  QK_HD explicit Divisor(V s) : s(s), unit(V(1.0f) / at_least(pow2_floor(s), V(1.17549435e-38f))), inverse(V(1.0f) / (s * unit)) {}
   QK_HD V quotient(V x) const { return x / s; }
+  QK_HD V rough(V x) const { return (x * unit) * inverse; }
 };
 template <>
 struct Divisor<float> {
@@ -23,6 +24,7 @@ struct Divisor<float> {
     const float v = x * unit, rough = v * inverse, near = step(v, rough);
     return absolute(rough) < 4194304.0f ? step(v, near) : rough;  // Inf and NaN stay
   }
+  QK_HD float rough(float x) const { return (x * unit) * inverse; }  // to two units in the last place, also of a denormal s
   QK_HD float step(float v, float q) const { return __builtin_fmaf(__builtin_fmaf(-q, s, v), inverse, q); }
 };
 
@@ -44,7 +46,7 @@ QK_HD float ratio(float n, float d) {
 template <class V, class... Coefficients>
 QK_HD V polynomial(V r, float first, Coefficients... rest) {
   V p(first);
-  ((p = p * r + V(rest)), ...);
+  ((p = fused(p, r, V(rest))), ...);
   return p;
 }
 
@@ -53,10 +55,10 @@ template <class V>
 QK_HD V reduced_exponential(V v, V* n) {
   const V c = at_most(at_least(v, V(-87.3f)), V(88.0f));
   *n = round_even(c * V(1.44269504088896341f));
-  const V r = (c - *n * V(0.693359375f)) - *n * V(-2.12194440e-4f);  // the first product is exact
+  const V r = fused_less(*n, V(-2.12194440e-4f), fused_less(*n, V(0.693359375f), c));
   const V p = polynomial(r, 1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
                          5.0000001201e-1f);
-  return p * (r * r) + r;
+  return fused(p, r * r, r);
 }
 
 // e**v to a unit in the last place, for v <= 88 (above, e**88); 0 below -87.3, where it would be denormal; a NaN stays.
@@ -72,9 +74,10 @@ template <class V>
 struct Exponentials { V n, up, down; };
 template <class V>
 QK_HD Exponentials<V> exponentials(V v) {
-  const V n = round_even(v * V(1.44269504088896341f)), r = (v - n * V(0.693359375f)) - n * V(-2.12194440e-4f), square = r * r;
-  const V even = square * (V(0.5f) + square * (V(1.0f / 24.0f) + square * V(1.0f / 720.0f)));
-  const V odd = r + (r * square) * (V(1.0f / 6.0f) + square * (V(1.0f / 120.0f) + square * V(1.0f / 5040.0f)));
+  const V n = round_even(v * V(1.44269504088896341f));
+  const V r = fused_less(n, V(-2.12194440e-4f), fused_less(n, V(0.693359375f), v)), square = r * r;
+  const V even = square * polynomial(square, 1.0f / 720.0f, 1.0f / 24.0f, 0.5f);
+  const V odd = fused(r * square, polynomial(square, 1.0f / 5040.0f, 1.0f / 120.0f, 1.0f / 6.0f), r);
   return {n, (even + odd) + V(1.0f), (even - odd) + V(1.0f)};
 }
 
@@ -98,7 +101,7 @@ template <class V>
 QK_HD V relative_weight(V v) {
   const V n = round_even(v), r = v - n;  // exact
   const V p = polynomial(r, 1.5353362e-4f, 1.3398875e-3f, 9.6184369e-3f, 5.5503324e-2f, 2.4022648e-1f, 6.9314718e-1f);
-  return times_pow2(p * r + V(1.0f), n) - V(5.421010862427522e-20f);
+  return times_pow2(fused(p, r, V(1.0f)), n) - V(5.421010862427522e-20f);
 }
 
 }  // namespace qk

@@ -31,7 +31,7 @@ qk::Isa parse(const std::string& name) {
     if (name == kNames[i]) return qk::Isa(i);
   std::string can;
   for (int i = 0; i <= best(); i++) can += std::string(i ? ", " : "") + kNames[i];
-  STD_TORCH_CHECK(false, "the instruction set must be one of ", can, " on this machine, got ", name);
+  STD_TORCH_CHECK(false, "QKERNELS_ISA must be one of ", can, " on this machine, got ", name);
 }
 
 std::atomic<int>& current() {

@@ -21,7 +21,6 @@ inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
 }
 inline uint32_t blend(uint32_t a, uint32_t b, uint32_t mask) { return (a & mask) | (b & ~mask); }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
-inline float fused(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline int of_warp(int v) { return v; }
 
 template <class V>
@@ -75,7 +74,6 @@ __device__ __forceinline__ uint32_t blend(uint32_t a, uint32_t b, uint32_t mask)
   return r;
 }
 __device__ __forceinline__ uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
-__device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 // A value that every lane of the warp has, told to the compiler: what follows from it needs no register of a lane.
 __device__ __forceinline__ int of_warp(int v) { return __shfl_sync(0xffffffffu, v, 0); }
 

@@ -70,12 +70,13 @@ __global__ void __launch_bounds__(kThreads) quant_backward_kernel(
     const Op<float> op(args, params.p, p);
     float sums[kParams] = {}, terms[kParams];
     for (int i = threadIdx.x % kTeam * kPack<T>; i < n; i += kTeam * kPack<T>) {
+      const int there = int(n) - i;
       float gi[kPack<T>], v[kPack<T>];
       load_pack(g + base + i, aligned, n - i, gi);
       load_pack(x + base + i, aligned, n - i, v);
       for (int j = 0; j < kPack<T>; j++) {
         v[j] = op.grad(gi[j], v[j], terms);
-        for (int k = 0; k < kParams; k++) sums[k] += terms[k];  // beyond n g is 0
+        for (int k = 0; k < kParams; k++) sums[k] += j < there ? terms[k] : 0.0f;  // 0 times what overflowed is NaN
       }
       store_pack(v, aligned, n - i, dx + base + i);
     }

@@ -58,9 +58,9 @@ void quant_backward(const typename Op<F>::Args& args, const qk::Blocks& b, int64
       store_wide(out + i, op.grad(load_wide(gi + i), load_wide(xi + i), terms));
       for (int k = 0; k < kParams; k++) sums[k] = add(sums[k], terms[k]);
     }
-    if (i < n) {
+    if (i < n) {  // a missing lane's terms are not always 0: 0 times what overflowed is NaN
       store_wide_part(out + i, op.grad(load_wide_part(gi + i, n - i), load_wide_part(xi + i, n - i), terms), n - i);
-      for (int k = 0; k < kParams; k++) sums[k] = add(sums[k], terms[k]);  // g is 0 in the missing lanes
+      for (int k = 0; k < kParams; k++) sums[k] = add(sums[k], leading(terms[k], n - i));
     }
     for (int k = 0; k < kParams; k++) partial[job * kParams + k] = sum(sums[k]);
   }

@@ -58,6 +58,8 @@ QK_IN F operator+(F a, F b) { return _mm512_add_ps(a.v, b.v); }
 QK_IN F operator-(F a, F b) { return _mm512_sub_ps(a.v, b.v); }
 QK_IN F operator*(F a, F b) { return _mm512_mul_ps(a.v, b.v); }
 QK_IN F operator/(F a, F b) { return _mm512_div_ps(a.v, b.v); }
+QK_IN F fused(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+QK_IN F fused_less(F a, F b, F c) { return _mm512_fnmadd_ps(a.v, b.v, c.v); }
 QK_IN M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 QK_IN M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
 QK_IN M operator&(M a, M b) { return {__mmask16(a.m & b.m)}; }
@@ -108,6 +110,8 @@ QK_IN F operator+(F a, F b) { return {_mm256_add_ps(a.v[0], b.v[0]), _mm256_add_
 QK_IN F operator-(F a, F b) { return {_mm256_sub_ps(a.v[0], b.v[0]), _mm256_sub_ps(a.v[1], b.v[1])}; }
 QK_IN F operator*(F a, F b) { return {_mm256_mul_ps(a.v[0], b.v[0]), _mm256_mul_ps(a.v[1], b.v[1])}; }
 QK_IN F operator/(F a, F b) { return {_mm256_div_ps(a.v[0], b.v[0]), _mm256_div_ps(a.v[1], b.v[1])}; }
+QK_IN F fused(F a, F b, F c) { return {_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1])}; }
+QK_IN F fused_less(F a, F b, F c) { return {_mm256_fnmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fnmadd_ps(a.v[1], b.v[1], c.v[1])}; }
 QK_IN M operator<(F a, F b) { return {{_mm256_cmp_ps(a.v[0], b.v[0], _CMP_LT_OQ), _mm256_cmp_ps(a.v[1], b.v[1], _CMP_LT_OQ)}}; }
 QK_IN M operator<=(F a, F b) { return {{_mm256_cmp_ps(a.v[0], b.v[0], _CMP_LE_OQ), _mm256_cmp_ps(a.v[1], b.v[1], _CMP_LE_OQ)}}; }
 QK_IN M operator&(M a, M b) { return {{_mm256_and_ps(a.m[0], b.m[0]), _mm256_and_ps(a.m[1], b.m[1])}}; }
@@ -176,6 +180,8 @@ QK_IN F operator+(F a, F b) QK_LANES(F, .v[i] = a.v[i] + b.v[i])
 QK_IN F operator-(F a, F b) QK_LANES(F, .v[i] = a.v[i] - b.v[i])
 QK_IN F operator*(F a, F b) QK_LANES(F, .v[i] = a.v[i] * b.v[i])
 QK_IN F operator/(F a, F b) QK_LANES(F, .v[i] = a.v[i] / b.v[i])
+QK_IN F fused(F a, F b, F c) QK_LANES(F, .v[i] = qk::fused(a.v[i], b.v[i], c.v[i]))
+QK_IN F fused_less(F a, F b, F c) QK_LANES(F, .v[i] = qk::fused_less(a.v[i], b.v[i], c.v[i]))
 QK_IN M operator<(F a, F b) QK_LANES(M, .m[i] = a.v[i] < b.v[i])
 QK_IN M operator<=(F a, F b) QK_LANES(M, .m[i] = a.v[i] <= b.v[i])
 QK_IN M operator&(M a, M b) QK_LANES(M, .m[i] = a.m[i] & b.m[i])
@@ -212,6 +218,13 @@ QK_IN void store_part(T* p, F a, int64_t n) {
   T buffer[kLanes];
   store(buffer, a);
   memcpy(p, buffer, n * sizeof(T));
+}
+// The first n elements; 0 in the others, whatever is there.
+QK_IN F leading(F a, int64_t n) {
+  float l[kLanes];
+  lanes(a, l);
+  for (int64_t i = n < 0 ? 0 : n; i < kLanes; i++) l[i] = 0.0f;
+  return load(l);
 }
 
 // Sum of the lanes in one fixed order: pairs 8 apart, then 4, 2, 1. In double: partial sums of 8192 terms lose nothing more.

@@ -32,7 +32,7 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 namespace simt {
 
 struct Index { unsigned x = 0, y = 0, z = 0; };
-enum Wait { kRun, kBlock, kWarp };
+enum Wait { kRun, kBlock, kWarp, kPoll };  // kPoll: for another thread to change memory
 struct Lane {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -85,7 +85,7 @@ inline bool run_warp(unsigned begin, unsigned end, std::mt19937& random) {
       current = t;
       thread = {t};
       swapcontext(&home, &lanes[t].context);
-      progress = true;
+      progress |= lanes[t].wait != kPoll;
     }
   const auto first = lanes.begin() + begin, last = lanes.begin() + end;
   if (std::all_of(first, last, [](const Lane& l) { return !l.done && l.wait == kWarp; })) {
@@ -112,7 +112,7 @@ inline void run_block(unsigned count) {
   std::vector<unsigned> warps((count + 31) / 32);
   std::iota(warps.begin(), warps.end(), 0u);
   std::mt19937 random(block.x + block.y + block.z + 1);
-  for (;;) {
+  for (int idle = 0;;) {
     bool progress = false;
     if (order == kReverse || order == kGreedy) std::sort(warps.begin(), warps.end(), std::greater<>());
     if (order == kShuffled) std::shuffle(warps.begin(), warps.end(), random);
@@ -126,7 +126,11 @@ inline void run_block(unsigned count) {
       for (Lane& l : lanes) l.wait = kRun;
       progress = true;
     }
-    if (!progress) throw std::runtime_error("deadlock: a barrier that some threads never reach");
+    bool polling = false;
+    for (Lane& l : lanes)
+      if (!l.done && l.wait == kPoll) l.wait = kRun, polling = true;
+    idle = progress ? 0 : idle + 1;
+    if (idle > (polling ? 2 : 0)) throw std::runtime_error("deadlock: a barrier that some threads never reach");
   }
 }
 

@@ -14,7 +14,8 @@ using torch::stable::Tensor;
 inline int dtype_index(const Tensor& x) {
   using torch::headeronly::ScalarType;
   const ScalarType t = x.scalar_type();
-  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, "needs float32, float16 or bfloat16");
+  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, 
+                  "x must be float32, float16 or bfloat16, got a dtype of ", x.element_size(), " bytes");
   return t == ScalarType::Float ? 0 : t == ScalarType::Half ? 1 : 2;
 }
 
@@ -23,7 +24,7 @@ std::array<const float*, N> param_pointers(const std::array<Tensor, N>& params) 
   std::array<const float*, N> pointers;
   for (size_t i = 0; i < N; i++) {
     STD_TORCH_CHECK(params[i].scalar_type() == torch::headeronly::ScalarType::Float && params[i].is_contiguous(),
-                    "parameters must be float32 and contiguous");
+                    "parameters must be float32 and contiguous, got number ", i, " that is not");
     pointers[i] = static_cast<const float*>(params[i].data_ptr());
   }
   return pointers;
@@ -33,7 +34,7 @@ std::array<const float*, N> param_pointers(const std::array<Tensor, N>& params) 
 template <size_t N>
 Blocks checked_blocks(const Tensor& x, const std::array<Tensor, N>& params) {
   const int64_t P = params[0].numel();
-  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous");
+  STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous, got strides that are not");
   STD_TORCH_CHECK(P > 0 && x.numel() % P == 0, "P must divide x.numel()=", x.numel(), ", got P=", P);
   for (const Tensor& p : params) STD_TORCH_CHECK(p.numel() == P, "parameters must have P=", P, " values, got ", p.numel());
   return make_blocks(P, x.numel());
@@ -41,7 +42,7 @@ Blocks checked_blocks(const Tensor& x, const std::array<Tensor, N>& params) {
 
 inline void check_gradient(const Tensor& g, const Tensor& x) {
   STD_TORCH_CHECK(g.scalar_type() == x.scalar_type() && g.numel() == x.numel() && g.is_contiguous(),
-                  "g must be contiguous and like x");
+                  "g must be contiguous and like x, of ", x.numel(), " values, got ", g.numel());
 }
 
 }  // namespace qk

@@ -17,6 +17,8 @@ QK_IN Wide operator+(Wide x, Wide y) { return {x.a + y.a, x.b + y.b}; }
 QK_IN Wide operator-(Wide x, Wide y) { return {x.a - y.a, x.b - y.b}; }
 QK_IN Wide operator*(Wide x, Wide y) { return {x.a * y.a, x.b * y.b}; }
 QK_IN Wide operator/(Wide x, Wide y) { return {x.a / y.a, x.b / y.b}; }
+QK_IN Wide fused(Wide x, Wide y, Wide z) { return {fused(x.a, y.a, z.a), fused(x.b, y.b, z.b)}; }
+QK_IN Wide fused_less(Wide x, Wide y, Wide z) { return {fused_less(x.a, y.a, z.a), fused_less(x.b, y.b, z.b)}; }
 QK_IN WideMask operator<(Wide x, Wide y) { return {x.a < y.a, x.b < y.b}; }
 QK_IN WideMask operator<=(Wide x, Wide y) { return {x.a <= y.a, x.b <= y.b}; }
 QK_IN WideMask operator>(Wide x, Wide y) { return {x.a > y.a, x.b > y.b}; }
@@ -46,6 +48,7 @@ template <class T> QK_IN void store_wide_part(T* p, Wide v, int64_t n) {
   if (n <= kLanes) return store_part(p, v.a, n);
   store(p, v.a), store_part(p + kLanes, v.b, n - kLanes);
 }
+QK_IN Wide leading(Wide v, int64_t n) { return {leading(v.a, n), leading(v.b, n - kLanes)}; }
 // sum, with terms added in the order of their elements: the same bits as one vector at a time.
 QK_IN F add(F sum, Wide terms) { return (sum + terms.a) + terms.b; }
 #else

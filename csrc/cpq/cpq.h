@@ -9,22 +9,25 @@
 // Everything is made of odds, each of which is small wherever it is one of many: e**-t right of x, e**t left of x. So no
 // probability is a difference of numbers near 1, and what is far off the grid keeps its relative precision.
 #pragma once
-#include "../common/functions.h"
+#include "../common/noisy_step.h"
 
 namespace qk {
 
 struct CpqArgs { float lo, hi; };  // smallest and largest code
 
-constexpr float kCpqFar = 85.0f;    // sigma off the grid: e**-85 is the end of float32, beyond it dx is 0
+// The least rho, beside which its square and inverse square are numbers; the mean of a truncated grid would be made of
+// differences of rounded numbers over rho.
+template <bool mean_of_truncated> constexpr float kCpqLeast = mean_of_truncated ? 1e-4f : 1e-18f;
 constexpr float kCpqPaired = 128.0f;  // rho up to which the own code's edges share a reduction: its product with r keeps them
 constexpr float kCpqDecay = 20.0f;  // sigma off the grid, from where dx falls as e**-t to float32 precision
 
 template <class V, bool full, bool truncate>
-struct Cpq {
+struct Cpq : NoisyStep<V> {
+  using Grid = NoisyStep<V>;
+  using Grid::s, Grid::rho, Grid::reach, Grid::by;
   using Args = CpqArgs;
   static constexpr int kParams = 2;  // step, sigma
-  V s, s_high, s_low, per_s, lo, hi, rho, reach;
-  Divisor<V> by;
+  V lo, hi;
   V own, gain, pull;     // argmax: factor of the own code's odds, its truncated gain, d log(1 - e**-rho) / d rho (less Z's)
   V q, per_grid;         // full: e**-rho; 1 / (1 - e**-(K rho))
   V half_up, half_n;     // e**(-rho / 2) = half_up 2**-half_n
@@ -34,12 +37,8 @@ struct Cpq {
   int edges;             // full: pairs of edges that are summed one by one, an even number (the odds of what is no edge are 0)
 
   QK_HD Cpq(const Args& a, const float* const* params, int64_t p)
-      : lo(a.lo), hi(a.hi), by(V(step_or_nan(params, p))) {
-    const float step = step_or_nan(params, p), shift = pow2_floor(step) * 6144.0f;
-    const float high = (step + shift) - shift;  // 12 bits: its product with a code is exact
-    const float r = step / params[1][p], K = a.hi - a.lo + 1.0f;
-    s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(r);
-    reach = V(0.5f + kCpqFar / r);
+      : Grid(params, p, kCpqLeast<full && truncate>), lo(a.lo), hi(a.hi) {
+    const float r = Grid::ratio, K = a.hi - a.lo + 1.0f;
     const float one = -exponential_minus_one(-r), all = -exponential_minus_one(-(K * r));
     own = V(one), gain = V(one / all), q = V(exponential(-r)), per_grid = V(1.0f / all);
     const float push = 1.0f / exponential_minus_one(r);
@@ -57,10 +56,6 @@ struct Cpq {
       sum0[n - 1] = V(sign * float(n) / rest);
       sum1[n - 1] = V(sign * float(n) * exponential(-(float(n) * r)) / (rest * rest));
     }
-  }
-
-  QK_HD static float step_or_nan(const float* const* params, int64_t p) {
-    return positive_or_nan(params[1][p] > 0.0f ? params[0][p] : 0.0f);
   }
 
   QK_HD V value(V x) const { return round_even(clamp(by.quotient(x), lo, hi)) * s; }
@@ -86,8 +81,8 @@ struct Cpq {
   // Sums over the edges j = 0, 1, ... with odds z q**j: f, and j f; f = odds / (1 + odds)**2 = z - 2 z**2 + 3 z**3 - ...,
   // a geometric sum a power. For z <= e**-5.5 what is left out is below 1e-8 of the first term.
   QK_HD V far_edges(V z, V* weighted) const {
-    *weighted = z * (sum1[0] + z * (sum1[1] + z * sum1[2]));
-    return z * (sum0[0] + z * (sum0[1] + z * sum0[2]));
+    *weighted = z * fused(z, fused(z, sum1[2], sum1[1]), sum1[0]);
+    return z * fused(z, fused(z, sum0[2], sum0[1]), sum0[0]);
   }
 
   QK_LONG void argmax_gradient(V k, V r, V* w, V* X, V* Y) const {
@@ -98,7 +93,7 @@ struct Cpq {
     if constexpr (!truncate) {
       *w = k * (own * inverse);
       *X = (down - up) * inverse;
-      *Y = half * ((up * (one + down) + down * (one + up)) * inverse) + pull;
+      *Y = fused(half, fused(up, one + down, down * (one + up)) * inverse, pull);
     } else {
       const V after = hi - k, before = k - lo;
       const V top = up * power(after), bottom = down * power(before);
@@ -109,7 +104,7 @@ struct Cpq {
       const V below = ((down - bottom) * per_down) * per_bottom;
       *w = k * (gain * (inverse * ends));
       *X = below - above;
-      *Y = (half * (above + below) - after * (top * per_top) - before * (bottom * per_bottom)) + pull;
+      *Y = fused_less(before, bottom * per_bottom, fused_less(after, top * per_top, fused(half, above + below, pull)));
     }
   }
 
@@ -134,11 +129,11 @@ struct Cpq {
         right = odds_right[n], left = odds_left[n];
         const V own_i = i * both[1 - n], s_right = right * ((one + left) * own_i), s_left = left * ((one + right) * own_i);
         const V f_right = s_right * ((one + left) * own_i), f_left = s_left * ((one + right) * own_i);
-        weighted = weighted + V(float(j + n) + 0.5f) * (f_right - f_left);
+        weighted = fused(V(float(j + n) + 0.5f), f_right - f_left, weighted);
         if constexpr (truncate) {
           const V r_top = select(after > V(float(j + n)), s_right - s_top, zero);
           const V l_bottom = select(before > V(float(j + n)), s_left - s_bottom, zero);
-          sum = sum + (r_top * (per_bottom - s_right) + l_bottom * (per_top - s_left));
+          sum = fused(l_bottom, per_top - s_left, fused(r_top, per_bottom - s_right, sum));
           mean = mean + (r_top - l_bottom);
         } else {
           sum = sum + (f_right + f_left);
@@ -151,22 +146,23 @@ struct Cpq {
       const V per_Z = per_grid / (per_top * per_bottom);  // Z = (1 - e**-(K rho)) S(top) S(-bottom)
       const V e = mean * per_Z;                           // the mean code less k
       *X = sum * per_Z;
-      *Y = (((before + e) * (before + half)) * f_bottom * V(-1.0f) + ((after - e) * (after + half)) * f_top - weighted) * per_Z;
+      const V ends = fused((after - e) * (after + half), f_top, V(0.0f) - weighted);
+      *Y = fused_less((before + e) * (before + half), f_bottom, ends) * per_Z;
     } else {
       const V first = V(float(edges)), end_right = select(after > first, top, zero), end_left = select(before > first, bottom, zero);
       V r1, r2, l1, l2;  // from edge `edges` to infinity, less from the end of the grid to infinity
       const V r0 = far_edges(right, &r1), re = far_edges(end_right, &r2), l0 = far_edges(left, &l1), le = far_edges(end_left, &l2);
       sum = sum + ((r0 - re) + (l0 - le));
       const V from = first + half;
-      weighted = weighted + ((((from * r0 + r1) - ((after + half) * re + r2)) - ((from * l0 + l1) - ((before + half) * le + l2))));
-      *X = (sum - hi * f_top) + lo * f_bottom;
-      *Y = (hi * ((after + half) * f_top) + lo * ((before + half) * f_bottom)) - weighted;
+      weighted = weighted + ((fused(from, r0, r1) - fused(after + half, re, r2)) - (fused(from, l0, l1) - fused(before + half, le, l2)));
+      *X = fused(lo, f_bottom, fused_less(hi, f_top, sum));
+      *Y = fused(hi, (after + half) * f_top, fused(lo, (before + half) * f_bottom, V(0.0f) - weighted));
     }
   }
 
   QK_LONG V grad(V g, V x, V* terms) const {
     const V k = round_even(clamp(by.quotient(x), lo, hi));
-    const V r = clamp(((x - k * s_high) - k * s_low) * per_s, V(0.0f) - reach, reach);
+    const V r = Grid::rest(x, k);
     V w(1.0f), X, Y;
     if constexpr (!full) {
       argmax_gradient(k, r, &w, &X, &Y);
@@ -179,8 +175,8 @@ struct Cpq {
     }
     const V scale = g * (w * rho);
     X = select(absolute(r) < reach, X, V(0.0f));
-    terms[0] = g * k + scale * (Y - k * X);
-    terms[1] = V(0.0f) - scale * (rho * (r * X + Y));
+    terms[0] = fused(scale, fused_less(k, X, Y), g * k);
+    terms[1] = V(0.0f) - scale * (rho * fused(r, X, Y));
     return select(is_number(r), scale * X, V(0.0f));
   }
 };

@@ -46,14 +46,14 @@ struct Daq {
 
   QK_HD V value(V x) const {
     V distance;
-    return level(clamp((x - lower) * codes_a_unit, V(0.0f), n), &distance) * step;
+    return level(clamp((x - lower) * codes_a_unit, V(0.0f), n), &distance) * step + V(0.0f);  // + 0: see post.h
   }
 
   QK_HD V grad(V g, V x, V* terms) const {
     const V q = clamp((x - lower) * codes_a_unit, V(0.0f), n), unit = q * inverse;
     V distance;
-    const V l = level(q, &distance), t = tanh_half(V(1.0f) - (distance + distance));
-    const V h = g * (slope * ratio(V(1.0f) + base * t, base + t));
+    const V l = level(q, &distance), t = tanh_half(fused_less(V(2.0f), distance, V(1.0f)));
+    const V h = g * (slope * ratio(fused(base, t, V(1.0f)), base + t));
     const V dx = select((x >= lower) & (x <= upper), h, V(0.0f));  // 0 where x is NaN; unit is NaN there
     terms[0] = dx * (unit - V(1.0f));
     terms[1] = V(0.0f) - dx * unit;

@@ -55,15 +55,17 @@ __global__ void __launch_bounds__(kThreads) dropbits_backward_kernel(
         float terms[2];
         choice[e] = op.choose(v);
         const float d = op.template grad<false>(gi, v, choice[e], terms, &share[e], nullptr);
-        own[0] += terms[0], own[1] += terms[1];
-        if (i < n) from_float(d, dx + base + i);
+        if (i < n) {  // beyond n the terms are not always 0: 0 times what overflowed is NaN
+          own[0] += terms[0], own[1] += terms[1];
+          from_float(d, dx + base + i);
+        }
       }
       for (int k = 1; k < args.levels; k++) {
         if (!(table.level[k].keep > 0.0f)) continue;  // for all threads alike
         float term = 0;
 #pragma unroll
         for (int e = 0; e < kDropBitsEach; e++)
-          term += op.gate_gradient(choice[e], share[e], op.mass(op.runs(choice[e], k), k), k);
+          if (tile + e * kThreads < n) term += op.gate_gradient(choice[e], share[e], op.mass(op.runs(choice[e], k), k), k);
         term = warp_sum(term);
         if (first_lane) sums[warp][k + 1] += term;
       }

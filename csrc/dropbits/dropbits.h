@@ -10,12 +10,11 @@
 // dropped levels leaves ratios of ordinary numbers. Where the grid is not too wide in sigma, the odds of all edges are
 // products of two exponentials of the element with constants of the block; elsewhere each takes its own exponential.
 #pragma once
-#include "../common/functions.h"
+#include "../common/noisy_step.h"
 
 namespace qk {
 
-constexpr int kDropBitsLevels = 128;   // at most: 0, and one a magnitude at 8 bits
-constexpr float kDropBitsFar = 85.0f;  // sigma off the grid, from where dx is 0
+constexpr int kDropBitsLevels = 128;  // at most: 0, and one a magnitude at 8 bits
 
 // Level k >= 1 of the bitwise sharing is 2**(k - 1) .. 2**k - 1, of the endpoints sharing the one magnitude k.
 struct DropBitsArgs { float top; int levels; bool bitwise; };  // largest code; levels, with that of 0
@@ -37,24 +36,26 @@ struct DropBitsTable {
 };
 
 template <class V>
-struct DropBits {
-  V s, s_high, s_low, per_s, rho, top, reach;
-  float ratio;  // rho, as one number
+struct DropBits : NoisyStep<V> {
+  using Grid = NoisyStep<V>;
+  using Grid::s, Grid::rho, Grid::reach, Grid::ratio;
+  V top;
   int levels;
   bool products, tabulated;
   const DropBitsTable& table;  // fill it before anything else is asked
 
   // The parameters are step [P], sigma [P] and the gates [levels - 1].
   QK_HD DropBits(const DropBitsArgs& a, const float* const* params, int64_t p, const DropBitsTable& t)
-      : top(a.top), levels(a.levels), table(t) {
-    const float sigma = params[1][p];
-    const float step = positive_or_nan(sigma > 0.0f ? params[0][p] : 0.0f), shift = pow2_floor(step) * 6144.0f;
-    const float high = (step + shift) - shift;  // 12 bits: its product with a code is exact
-    ratio = step / sigma;
-    s = V(step), s_high = V(high), s_low = V(step - high), per_s = V(1.0f / step), rho = V(ratio);
-    reach = V(0.5f + kDropBitsFar / ratio);
+      : Grid(params, p, 1e-18f, flaw(params[2], a.levels)), top(a.top), levels(a.levels), table(t) {
     products = ratio * (a.top + 0.5f) <= kDropBitsProducts;
     tabulated = products && a.top < 16.0f;
+  }
+
+  // NaN if a gate is not a finite number, else 0.
+  QK_HD static float flaw(const float* keep, int levels) {
+    float sum = 0.0f;
+    for (int k = 1; k < levels; k++) sum += 0.0f * keep[k - 1];
+    return sum;
   }
 
   // Entries first, first + stride, ... of the table: what one of `stride` threads has to do.
@@ -104,7 +105,7 @@ struct DropBits {
     const V zero(0.0f), half(0.5f), magnitude = absolute(x);
     Choice c;
     c.nearest = round_even(clamp(magnitude / s, zero, top));
-    c.r = clamp(((magnitude - c.nearest * s_high) - c.nearest * s_low) * per_s, zero - reach, reach);
+    c.r = Grid::rest(magnitude, c.nearest);
     c.m = at_least((c.nearest - half) + c.r, zero);
     for (int k = 1; k < levels; k++) {
       if (!(table.level[k].keep > 0.0f)) continue;
@@ -175,7 +176,7 @@ struct DropBits {
   // keep_k times the probability of level k, less what all have in common.
   QK_HD V mass(const Runs& r, int k) const {
     const V weight(table.level[k].keep * table.level[k].mass);
-    return weight * r.inverse[0] + (k ? weight * r.inverse[1] : V(0.0f));
+    return k ? fused(weight, r.inverse[1], weight * r.inverse[0]) : weight * r.inverse[0];
   }
 
   // What the gradients of the gates need of an element, beside its choice.
@@ -204,9 +205,9 @@ struct DropBits {
         const V inverse = r.inverse[side], weight = V(l.keep * l.mass) * inverse;
         const V both = r.right[side] + r.left[side];
         const V pull = (r.left[side] - r.right[side]) * inverse;  // d log mass / d(x / sigma); 1 + it has no cancellation
-        toward = toward + weight * ((r.floor + (r.left[side] + r.left[side])) * inverse);
-        slope = slope + weight * (V(l.slope) * ((V(4.0f * l.wide) * c.e0 + V(1.0f + l.wide) * both) * inverse)
-                                  - (V(center) - c.code) * pull);
+        toward = fused(weight, fused(V(2.0f), r.left[side], r.floor) * inverse, toward);
+        const V widening = fused(V(4.0f * l.wide), c.e0, V(1.0f + l.wide) * both) * inverse;
+        slope = fused(weight, fused_less(V(center) - c.code, pull, V(l.slope) * widening), slope);
       }
       const V m = mass(r, k);
       if constexpr (wanted) masses[k] = m;
@@ -216,12 +217,13 @@ struct DropBits {
     const V floor = c.e0 * V(1.0f + wide);
     const V inverse = one / (floor + (c.right + c.left)), per_D = one / D;
     const V q = c.keep * ((V(table.level[0].mass) * inverse) * per_D);
-    V X = (floor + (c.left + c.left)) * inverse - toward * per_D;
-    const V Y = V(table.level[0].slope) * ((V(4.0f * wide) * c.e0 + V(1.0f + wide) * (c.right + c.left)) * inverse) - slope * per_D;
+    V X = fused_less(toward, per_D, fused(V(2.0f), c.left, floor) * inverse);
+    const V widening = fused(V(4.0f * wide), c.e0, V(1.0f + wide) * (c.right + c.left)) * inverse;
+    const V Y = fused_less(slope, per_D, V(table.level[0].slope) * widening);
     X = select(absolute(c.r) < reach, X, zero);
     const V n = select(x < zero, zero - c.code, c.code), gain = q * rho;
-    terms[0] = g * n + (g * n) * (gain * (Y - c.code * X));
-    terms[1] = zero - (g * n) * (gain * (rho * (off * X + Y)));
+    terms[0] = fused(g * n, gain * fused_less(c.code, X, Y), g * n);
+    terms[1] = zero - (g * n) * (gain * (rho * fused(off, X, Y)));
     *share = {(g * n) * (s * q), per_D};
     return select(is_number(x), (g * c.code) * (gain * X), zero);
   }

@@ -14,15 +14,16 @@ struct Op : qk::DropBits<V> {
 
   QK_LONG V value(V x) const { return qk::DropBits<V>::value(x); }
 
-  // dx; adds the terms of step, sigma and the gates to sums.
-  QK_LONG V gradients(V g, V x, F* sums) const {
+  // dx; adds the terms of step, sigma and the gates to sums: those of the first n elements.
+  QK_LONG V gradients(V g, V x, int64_t n, F* sums) const {
+    const auto there = [n](V terms) { return n < kWide ? leading(terms, n) : terms; };
     V masses[qk::kDropBitsLevels], terms[2];
     typename qk::DropBits<V>::Share share;
     const auto c = this->choose(x);
     const V dx = this->template grad<true>(g, x, c, terms, &share, masses);
-    for (int k = 0; k < 2; k++) sums[k] = add(sums[k], terms[k]);
+    for (int k = 0; k < 2; k++) sums[k] = add(sums[k], there(terms[k]));
     for (int k = 1; k < this->levels; k++)
-      if (own.level[k].keep > 0.0f) sums[k + 1] = add(sums[k + 1], this->gate_gradient(c, share, masses[k], k));
+      if (own.level[k].keep > 0.0f) sums[k + 1] = add(sums[k + 1], there(this->gate_gradient(c, share, masses[k], k)));
     return dx;
   }
 };
@@ -40,9 +41,9 @@ void dropbits_backward(const qk::DropBitsArgs& args, const qk::Blocks& b, int64_
     F sums[1 + qk::kDropBitsLevels];
     for (int k = 0; k < count; k++) sums[k] = F(0.0f);
     int64_t i = 0;
-    for (; i + kWide <= n; i += kWide) store_wide(out + i, op.gradients(load_wide(gi + i), load_wide(xi + i), sums));
-    if (i < n) {  // g is 0 in the missing lanes
-      store_wide_part(out + i, op.gradients(load_wide_part(gi + i, n - i), load_wide_part(xi + i, n - i), sums), n - i);
+    for (; i + kWide <= n; i += kWide) store_wide(out + i, op.gradients(load_wide(gi + i), load_wide(xi + i), kWide, sums));
+    if (const int64_t rest = n - i) {
+      store_wide_part(out + i, op.gradients(load_wide_part(gi + i, rest), load_wide_part(xi + i, rest), rest, sums), rest);
     }
     for (int k = 0; k < count; k++) partial[job * count + k] = sum(sums[k]);
   }

@@ -381,24 +381,33 @@ __global__ void __launch_bounds__(kDecodeThreads) lut_reduce_kernel(DecodeArgs a
   }
 }
 
+template <int BITS>
+DecodeArgs decode_args(const Decode& d) {
+  const int64_t blocks = d.w.group / 32;  // of 32 columns
+  return {d,
+          d.w.G == 1 ? 0 : uint32_t(((int64_t(1) << 31) + blocks - 1) / blocks),
+          uint32_t(d.w.G - 1),
+          int((d.w.N + kStripe - 1) / kStripe),
+          int((d.w.K * Codes<BITS>::kLowBits + 255) / 256),
+          int((d.w.K + 255) / 256),
+          int((d.w.K + decode_columns(BITS) - 1) / decode_columns(BITS))};
+}
+
+template <class T>
+cudaError_t lut_reduce(const DecodeArgs& args, cudaStream_t stream) {
+  const int64_t wanted = (args.d.M * args.d.w.N + kDecodeThreads - 1) / kDecodeThreads;
+  return launch_shared(lut_reduce_kernel<T>, {unsigned(wanted < 65536 ? wanted : 65536), 1, 1}, kDecodeThreads, 0, stream, args);
+}
+
 template <class T, int BITS, int NT, bool FINE>
 cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
-  const int64_t blocks = d.w.group / 32;  // of 32 columns
-  const DecodeArgs args{d,
-                        d.w.G == 1 ? 0 : uint32_t(((int64_t(1) << 31) + blocks - 1) / blocks),
-                        uint32_t(d.w.G - 1),
-                        int((d.w.N + kStripe - 1) / kStripe),
-                        int((d.w.K * Codes<BITS>::kLowBits + 255) / 256),
-                        int((d.w.K + 255) / 256),
-                        int((d.w.K + decode_columns(BITS) - 1) / decode_columns(BITS))};
+  const DecodeArgs args = decode_args<BITS>(d);
   // Thread blocks that read the same part of the weight start one after another.
   constexpr int kRows = tile_rows<BITS> * NT;
   const Grid grid{unsigned((d.M + kRows - 1) / kRows), unsigned((args.stripes + d.plan.stripes - 1) / d.plan.stripes),
                   unsigned(d.plan.splits)};
-  cudaError_t e = launch_shared(lut_decode_kernel<T, BITS, NT, FINE>, grid, kDecodeThreads, kDecodeShared, stream, args);
-  if (e != cudaSuccess || d.plan.splits == 1) return e;
-  const int64_t wanted = (d.M * d.w.N + kDecodeThreads - 1) / kDecodeThreads;
-  return launch_shared(lut_reduce_kernel<T>, {unsigned(wanted < 65536 ? wanted : 65536), 1, 1}, kDecodeThreads, 0, stream, args);
+  const cudaError_t e = launch_shared(lut_decode_kernel<T, BITS, NT, FINE>, grid, kDecodeThreads, kDecodeShared, stream, args);
+  return e == cudaSuccess && d.plan.splits > 1 ? lut_reduce<T>(args, stream) : e;
 }
 
 template <class T, int BITS, bool FINE>

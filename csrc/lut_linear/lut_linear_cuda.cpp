@@ -38,47 +38,79 @@ Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, i
   return out;
 }
 
+// What both matmuls ask of their arguments, and what they need: y, float32 bias, room for the parts of `splits` thread blocks.
+struct Product {
+  Weight w;
+  Tensor y, partial;
+  std::optional<Tensor> bias;
+  Product(const Tensor& x, const Tensor& codes, const Tensor& levels, const Tensor& scale, const std::optional<Tensor>& given,
+          int64_t bits, int64_t group, int64_t n, int64_t k, int64_t splits)
+      : w(codes, levels, scale, bits, group, n, k), y(torch::stable::new_empty(x, {x.size(0), n})),
+        partial(torch::stable::new_empty(levels, {splits > 1 ? splits * x.size(0) * n : 0})) {
+    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16, "x must be float16 or bfloat16");
+    STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k && x.is_contiguous(), "x must be contiguous [M, k=", k, "]");
+    STD_TORCH_CHECK(!given.has_value() || given->numel() == n, "bias must have n=", n, " values");
+    STD_TORCH_CHECK(k < qk::kDecodeMostColumns, "k must be below ", qk::kDecodeMostColumns, ", got ", k);
+    STD_TORCH_CHECK(w.scale.numel() < int64_t(1) << 31, "scale must have less than 2**31 values, got ", w.scale.numel());
+    STD_TORCH_CHECK(splits >= 1 && splits <= 65535, "splits must be from 1 to 65535, got ", splits);
+    if (given.has_value()) bias = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Float));
+  }
+  qk::Decode args(const Tensor& rows, int64_t M, qk::DecodePlan plan) const {
+    return {w.packed, w.count, rows.data_ptr(), M, rows.size(1), bias.has_value() ? static_cast<const float*>(bias->data_ptr()) : nullptr,
+            y.data_ptr(), static_cast<float*>(partial.data_ptr()), plan};
+  }
+};
+
+template <int BITS> struct Bits { static constexpr int value = BITS; };
+template <class Body>
+void for_bits(int64_t bits, Body body) {
+  switch (bits) {
+    case 1: return body(Bits<1>{});
+    case 2: return body(Bits<2>{});
+    case 3: return body(Bits<3>{});
+    case 4: return body(Bits<4>{});
+    default: return body(Bits<8>{});
+  }
+}
+
 Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
                   int64_t n, int64_t k, int64_t stripes, int64_t splits, int64_t warps) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const Weight w(codes, levels, scale, bits, group_size, n, k);
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16, "x must be float16 or bfloat16");
-  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k && x.is_contiguous(), "x must be contiguous [M, k=", k, "]");
-  STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
-  STD_TORCH_CHECK(k < qk::kDecodeMostColumns, "k must be below ", qk::kDecodeMostColumns, ", got ", k);
-  STD_TORCH_CHECK(w.scale.numel() < int64_t(1) << 31, "scale must have less than 2**31 values, got ", w.scale.numel());
-  STD_TORCH_CHECK(stripes >= 1 && splits >= 1 && splits <= 65535, "stripes and splits must be positive, got ", stripes, " and ", splits);
-  STD_TORCH_CHECK((n + 15) / 16 <= stripes * 65535, "stripes must be at least n / 16 / 65535, got ", stripes);
+  const Product p(x, codes, levels, scale, bias, bits, group_size, n, k, splits);
+  STD_TORCH_CHECK(stripes >= 1 && (n + 15) / 16 <= stripes * 65535, "stripes must be at least n / 16 / 65535, got ", stripes);
   STD_TORCH_CHECK(warps == 1 || warps == 2 || warps == 4 || warps == 8, "warps must be 1, 2, 4 or 8, got ", warps);
   const int64_t M = x.size(0), columns = qk::decode_columns(int(bits)), ld = (k + columns - 1) / columns * columns;
-  Tensor y = torch::stable::new_empty(x, {M, n});
-  if (M == 0) return y;
+  if (M == 0) return p.y;
   Tensor rows = x;
   if (ld != k || reinterpret_cast<uintptr_t>(x.data_ptr()) % 16) rows = torch::stable::pad(x, {0, ld - k});
-  std::optional<Tensor> wide_bias;
-  if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
-  Tensor partial = torch::stable::new_empty(levels, {splits > 1 ? splits * M * n : 0});
-  const qk::Decode d{w.packed, w.count, rows.data_ptr(), M, ld,
-                     wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr, y.data_ptr(),
-                     static_cast<float*>(partial.data_ptr()), {int(stripes), int(splits), int(warps)}};
-  const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
-  const cudaStream_t stream = qk::current_stream(x);
-  const auto run = [&] {
-    switch (bits) {
-      case 1: return qk::lut_decode_cuda<1>(d, bfloat16, stream);
-      case 2: return qk::lut_decode_cuda<2>(d, bfloat16, stream);
-      case 3: return qk::lut_decode_cuda<3>(d, bfloat16, stream);
-      case 4: return qk::lut_decode_cuda<4>(d, bfloat16, stream);
-      default: return qk::lut_decode_cuda<8>(d, bfloat16, stream);
-    }
-  };
-  qk::check(run(), "lut_linear");
-  return y;
+  const qk::Decode d = p.args(rows, M, {int(stripes), int(splits), int(warps)});
+  for_bits(bits, [&](auto b) {
+    qk::check(qk::lut_decode_cuda<b.value>(d, x.scalar_type() == ScalarType::BFloat16, qk::current_stream(x)), "lut_linear");
+  });
+  return p.y;
+}
+
+Tensor lut_prefill(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
+                   int64_t n, int64_t k, int64_t splits) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Product p(x, codes, levels, scale, bias, bits, group_size, n, k, splits);
+  STD_TORCH_CHECK(group_size == k || group_size % 64 == 0, "group_size must be a multiple of 64, or k=", k, ", got ", group_size);
+  STD_TORCH_CHECK((n + 127) / 128 <= 65535, "n must be at most ", 65535 * 128, ", got ", n);
+  if (x.size(0) == 0) return p.y;
+  const Tensor image = torch::stable::new_empty(codes, {qk::prefill_bytes(int(bits), x.size(0), k)});
+  const qk::Decode d = p.args(x, x.size(0), {0, int(splits), 0});
+  for_bits(bits, [&](auto b) {
+    qk::check(qk::lut_prefill_cuda<b.value>(d, image.data_ptr(), x.scalar_type() == ScalarType::BFloat16, qk::current_stream(x)), "lut_linear");
+  });
+  return p.y;
 }
 
 QK_EXPORT(cuda, lut_dequantize, "(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, int n, int k) -> Tensor")
 QK_EXPORT(cuda, lut_decode,
           "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k, "
           "int stripes, int splits, int warps) -> Tensor")
+QK_EXPORT(cuda, lut_prefill,
+          "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k, "
+          "int splits) -> Tensor")
 
 }  // namespace

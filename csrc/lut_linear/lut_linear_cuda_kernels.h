@@ -34,5 +34,13 @@ constexpr int64_t kDecodeMostColumns = 1 << 20;
 cudaError_t lut_dequantize_cuda(const Packed& w, int count, float* out, cudaStream_t stream);
 template <int BITS>
 cudaError_t lut_decode_cuda(const Decode& d, bool bfloat16, cudaStream_t stream);
+// For sm_90, groups that are multiples of 64 columns or whole rows. x: [M, K] as it is (ld is not read). image: room for
+// prefill_bytes, at a multiple of 16; of the plan, splits is used.
+template <int BITS>
+cudaError_t lut_prefill_cuda(const Decode& d, void* image, bool bfloat16, cudaStream_t stream);
+constexpr int64_t prefill_bytes(int bits, int64_t M, int64_t K) {
+  const int64_t columns = decode_columns(bits);
+  return (M + 127) / 128 * 128 * ((K + columns - 1) / columns * columns) * 2;
+}
 
 }  // namespace qk

@@ -20,29 +20,6 @@ constexpr int kBlock = 32;  // columns of a sub-block
 #endif
 #define QK_INLINE_LAMBDA __attribute__((always_inline))
 
-// ---------------------------------------------------------------- a * b + c, rounded once: the same bits everywhere
-#if QK_ISA == 512
-QK_IN F fused(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
-#elif QK_ISA == 2
-QK_IN F fused(F a, F b, F c) { return {_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1])}; }
-#else
-// In double the product is exact. The sum is rounded to odd: its 53 bits then round to float as the exact sum would.
-QK_IN float fused(float a, float b, float c) {
-#ifdef __FP_FAST_FMAF
-  return __builtin_fmaf(a, b, c);
-#else
-  const double p = double(a) * double(b), z = c, s = p + z, t = s - p, lost = (p - (s - t)) + (z - t);
-  int64_t u;
-  memcpy(&u, &s, 8);
-  u += lost > 0 || lost < 0 ? (u & 1 ? 0 : (lost > 0) == (s > 0) ? 1 : -1) : 0;
-  double odd;
-  memcpy(&odd, &u, 8);
-  return float(odd);
-#endif
-}
-QK_IN F fused(F a, F b, F c) QK_LANES(F, .v[i] = fused(a.v[i], b.v[i], c.v[i]))
-#endif
-
 // ---------------------------------------------------------------- sixteen 32-bit words
 #if QK_ISA == 512
 struct I { __m512i v; };

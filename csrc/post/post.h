@@ -38,7 +38,7 @@ struct Post {
     return select(is_number(u), select(u < V(0.0f), V(0.0f) - magnitude, magnitude), u);  // 0 - 0 is +0
   }
 
-  QK_HD V value(V w) const { return level(by.quotient(w)) * s; }
+  QK_HD V value(V w) const { return level(by.quotient(w)) * s + V(0.0f); }  // + 0: an underflow may be to -0
 
   QK_HD V grad(V g, V w, V* terms) const {
     const V u = by.quotient(w), l = level(u);

@@ -98,6 +98,7 @@ __global__ void __launch_bounds__(kThreads) soft_assign_backward_kernel(
       for (int k = 0; k < K; k++) {
         float term = 0;
         for (int e = 0; e < kEach; e++) {
+          if (tile + e * kThreads >= n) break;  // its terms are not always 0: 0 times what overflowed is NaN
           const float power = exponent(v[e], l.q[k], point[e].m, s);
           term += soft_terms(v[e], l.q[k], relative_weight(power), power, t2, point[e], gradient[e], dt);
         }

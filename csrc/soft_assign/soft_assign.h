@@ -37,9 +37,9 @@ struct SoftPoint {
 template <class V>
 QK_HD V soft_terms(V x, V q, V e, V v, V t2, const SoftPoint<V>& o, V& dx, V& dt) {
   const V a = e * o.a, c = (q - o.m) - o.shift, ac = a * c, b = ac * t2;
-  dx = dx + b * c;
-  dt = dt + ac * v;
-  return a + b * (x - q);
+  dx = fused(b, c, dx);
+  dt = fused(ac, v, dt);
+  return fused(b, x - q, a);
 }
 
 }  // namespace qk

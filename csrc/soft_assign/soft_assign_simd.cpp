@@ -31,7 +31,7 @@ QK_IN F weigh(const Levels& l, F x, F& sum, F& first, Keep keep) {
   for (int64_t k = 0; k < l.K; k++) {
     const F q = F(l.q[k]), v = qk::exponent(x, q, m, F(l.s)), e = qk::relative_weight(v);
     sum = sum + e;
-    first = first + e * (q - m);
+    first = fused(e, q - m, first);
     keep(k, e, v);
   }
   return m;
@@ -66,8 +66,9 @@ void forward(const qk::Blocks& b, int64_t K, bool hard, int64_t begin, int64_t e
   (hard ? forward_jobs<T, true> : forward_jobs<T, false>)(b, K, begin, end, x, levels, temperature, y);
 }
 
-// dx; adds the terms of the levels, and last of the temperature times t log2(e), to sums [K + 1].
-QK_IN F gradients(const Levels& l, F g, F x, F* sums) {
+// dx; adds the terms of the levels, and last of the temperature times t log2(e), to sums [K + 1]: those of the first n lanes.
+QK_IN F gradients(const Levels& l, F g, F x, int64_t n, F* sums) {
+  const auto there = [n](F terms) { return n < kLanes ? leading(terms, n) : terms; };
   F e[qk::kMaxLevels], v[qk::kMaxLevels], sum, first;
   x = qk::bounded(x);
   const F m = weigh(l, x, sum, first, [&](int64_t k, F weight, F power) {
@@ -76,8 +77,8 @@ QK_IN F gradients(const Levels& l, F g, F x, F* sums) {
   });
   const qk::SoftPoint<F> point{m, first / sum, g / sum};
   F dx = F(0.0f), dt = F(0.0f);
-  for (int64_t k = 0; k < l.K; k++) sums[k] = sums[k] + qk::soft_terms(x, F(l.q[k]), e[k], v[k], F(l.t2), point, dx, dt);
-  sums[l.K] = sums[l.K] + dt;
+  for (int64_t k = 0; k < l.K; k++) sums[k] = sums[k] + there(qk::soft_terms(x, F(l.q[k]), e[k], v[k], F(l.t2), point, dx, dt));
+  sums[l.K] = sums[l.K] + there(dt);
   return select(is_number(point.shift), dx, F(0.0f));
 }
 
@@ -93,8 +94,8 @@ void backward(const qk::Blocks& b, int64_t K, int64_t begin, int64_t end, const 
     F sums[qk::kMaxLevels + 1];
     for (int64_t k = 0; k <= K; k++) sums[k] = F(0.0f);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(out + i, gradients(l, load(gi + i), load(xi + i), sums));
-    if (i < n) store_part(out + i, gradients(l, load_part(gi + i, n - i), load_part(xi + i, n - i), sums), n - i);
+    for (; i + kLanes <= n; i += kLanes) store(out + i, gradients(l, load(gi + i), load(xi + i), kLanes, sums));
+    if (i < n) store_part(out + i, gradients(l, load_part(gi + i, n - i), load_part(xi + i, n - i), n - i, sums), n - i);
     for (int64_t k = 0; k < K; k++) partial[job * (K + 1) + k] = sum(sums[k]);
     partial[job * (K + 1) + K] = sum(sums[K]) / double(l.s);
   }

@@ -24,10 +24,17 @@ def call(function: type[torch.autograd.Function], forward: Callable, *args):
     if torch.compiler.is_exporting():
         return forward(*args)
     if torch.compiler.is_compiling():
-        needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        return function.apply(*args) if needed else forward(*args)
+        return function.apply(*args) if _needed(args) else forward(*args)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return function.apply(*args)  # there requires_grad says nothing
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+    if _needed(args):
         return super(torch.autograd.Function, function).apply(*args)
     return forward(*args)
+
+
+def _needed(args: tuple) -> bool:
+    if torch.is_grad_enabled():
+        for a in args:  # not any(...): a generator costs more than the checks
+            if isinstance(a, Tensor) and a.requires_grad:
+                return True
+    return False

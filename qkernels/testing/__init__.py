@@ -5,5 +5,6 @@ Not imported by ``import qkernels``.
 
 from .cases import CASES, Case
 from .check import check, usable
+from .others import OTHERS, Other
 
-__all__ = ["CASES", "Case", "check", "usable"]
+__all__ = ["CASES", "OTHERS", "Case", "Other", "check", "usable"]

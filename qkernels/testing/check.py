@@ -5,9 +5,10 @@ from torch import Tensor
 
 from .cases import Case
 from .compare import assert_elementwise_grad, assert_same_bits, assert_soft, assert_sum, value_and_grads
+from .others import Other
 
 
-def usable(case: Case, backend: str, dtype: torch.dtype, device: str) -> bool:
+def usable(case: Case | Other, backend: str, dtype: torch.dtype, device: str) -> bool:
     """Whether the backend can run the op on this dtype and device, and its results can be judged."""
     if backend == "triton" and dtype == torch.bfloat16 and device == "cpu":
         return False  # Triton's interpreter truncates float32 -> bfloat16; a GPU rounds

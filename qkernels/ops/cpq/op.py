@@ -84,6 +84,8 @@ def cpq(
         step: [P], float, in units of x, positive; x splits row-major into P equal blocks. Not positive: NaN there.
         sigma: [P] or [1], float, in units of x, positive: the scale of the noise. The paper starts near step / 3.
         keep: None, or float [bits - 1] or [2**(bits-1) - 1] in [0, 1], shared by all of x; see ``hard_concrete``.
+            Values are not checked, which would wait for a GPU: one that is not finite gives NaN for all of x, a
+            negative one is as 0, one above 1 is a weight like any other.
         bits: 2 to 8 (unsigned: 1 to 8).
         signed: whether the grid has negative levels.
         symmetric: leaves out the most negative code; keep implies it.
@@ -107,11 +109,7 @@ def cpq(
     only the chosen code's probability has a gradient ("full" is the other reading), the two ways to share gates and how
     they enter the probabilities. The closed forms are tested against autograd through every probability, in float64.
     """
-    if not isinstance(symmetric, bool):
-        raise TypeError(f"cpq: symmetric must be a bool, got {type(symmetric).__name__}")
-    if keep is not None and not signed:
-        raise ValueError("cpq: keep must go with signed=True, got signed=False")
-    qmin, qmax = grid("cpq", bits, signed, symmetric or keep is not None)
+    qmin, qmax = _grid_with(keep, bits, signed, symmetric)
     check_estimator("cpq", estimator, truncate)
     full = estimator == "full"
     if keep is not None and full:
@@ -138,11 +136,20 @@ def harden(
     symmetric: bool = False,
 ) -> reference.Hardened:
     """The codes, levels and scale of ``cpq(x, step, sigma, keep)``; see ``qkernels.harden``."""
-    qmin, qmax = grid("cpq", bits, signed, symmetric or keep is not None)
+    qmin, qmax = _grid_with(keep, bits, signed, symmetric)
     _, (step, sigma), _ = blocks.prepare("cpq", x, step=step, sigma=sigma)
     if keep is not None:
         return dropbits.harden(x, step, sigma, keep, bits)
     return reference.harden(x, step, sigma, qmin, qmax)
+
+
+def _grid_with(keep: Tensor | None, bits: int, signed: bool, symmetric: bool) -> tuple[int, int]:
+    """``grid``; keep implies the symmetric one."""
+    if not isinstance(symmetric, bool):
+        raise TypeError(f"cpq: symmetric must be a bool, got {type(symmetric).__name__}")
+    if keep is not None and not signed:
+        raise ValueError("cpq: keep must go with signed=True, got signed=False")
+    return grid("cpq", bits, signed, symmetric or keep is not None)
 
 
 def grid(name: str, bits: int, signed: bool, symmetric: bool) -> tuple[int, int]:

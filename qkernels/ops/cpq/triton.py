@@ -14,6 +14,9 @@ from qkernels.ops.tiles import clamp, expm1, load_parameter, partials, pick, rou
 FAR = tl.constexpr(85.0)  # sigma off the grid: beyond it dx is 0
 DECAY = tl.constexpr(20.0)  # sigma off the grid, from where dx falls as e**-t to float32 precision
 WINDOW = tl.constexpr(5.5)  # sigma from x, from where edges are summed in powers of their odds
+LEAST = tl.constexpr(1e-18)  # rho is kept from here, or for the mean of a truncated grid from LEAST_OF_MEAN, to MOST
+LEAST_OF_MEAN = tl.constexpr(1e-4)
+MOST = tl.constexpr(1e6)
 _ELEMENTS = 512  # a program of the backward: with 1024 it needs more registers than tests/test_triton_aot.py allows
 
 
@@ -160,13 +163,12 @@ def cpq_bwd_kernel(
 ):  # fmt: skip
     rows, offs, mask, sums = tile(P, L, columns, ROWS, BLOCK)
     s, sigma = _steps(step_ptr, sigma_ptr, rows, P)
-    shift = (s.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 6144.0
-    high = (s + shift) - shift  # 12 bits: its product with a code is exact
-    rho = tl.div_rn(s, sigma)
+    high = (s.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)  # 12 bits: times a code it is exact
+    rho = clamp(tl.div_rn(s, sigma), LEAST_OF_MEAN if FULL and TRUNCATE else LEAST, MOST)
     reach = 0.5 + tl.div_rn(FAR, rho)
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     k = round_even(clamp(tl.div_rn(x, s), qmin, qmax))
-    r = clamp(((x - k * high) - k * (s - high)) * tl.div_rn(1.0, s), 0.0 - reach, reach)
+    r = clamp(tl.div_rn((x - k * high) - k * (s - high), s), 0.0 - reach, reach)
     distance = tl.abs(r)
     if not FULL:
         w, X, Y = _argmax_gradient(k, r, rho, qmin, qmax, TRUNCATE)

@@ -35,7 +35,7 @@ def daq_fwd_kernel(
     step = load_parameter(scale_ptr, rows, P) * inverse
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     code, _ = _code(clamp((x - lower) * tl.div_rn(n, width), 0.0, n))
-    tl.store(y_ptr + offs, ((code * twice - offset) * step).to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, ((code * twice - offset) * step + 0.0).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

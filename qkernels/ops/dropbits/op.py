@@ -1,6 +1,7 @@
 """DropBits: CPQ with gates on groups of levels (Lee et al. 2021, arXiv:2109.02100), and where the gates come from."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -99,7 +100,8 @@ def hard_concrete(logits: Tensor, *, seed: int | Tensor, training: bool = True) 
 
     Raises:
         TypeError: logits is not a float tensor; seed is neither an int nor an int64 tensor of one value.
-        ValueError: seed is negative.
+        ValueError: seed is negative or 2**63 or more. (A tensor on a GPU is not looked at, which would wait for it: a
+            negative seed there is one of the others.)
 
     Source: the gate, its constants (temperature 2/3, stretch -0.1 .. 1.1, U in [1e-6, 1 - 1e-6]) and the deterministic
     form are verified against the code of arXiv:1712.01312; that DropBits uses the same constants is inferred.
@@ -113,8 +115,8 @@ def hard_concrete(logits: Tensor, *, seed: int | Tensor, training: bool = True) 
             )
     elif isinstance(seed, bool) or not isinstance(seed, int | torch.SymInt):
         raise TypeError(f"hard_concrete: seed must be an int or an int64 tensor, got {type(seed).__name__}")
-    elif seed < 0:
-        raise ValueError(f"hard_concrete: seed must not be negative, got {seed}")
+    elif not 0 <= seed < 1 << 63:
+        raise ValueError(f"hard_concrete: seed must be in [0, 2**63), got {seed}")
     wide = logits.to(torch.float64)
     if training:
         seed = torch.as_tensor(seed, dtype=torch.int64, device=logits.device).reshape(1)
@@ -154,6 +156,8 @@ def _uniform(seed: Tensor, count: int) -> Tensor:
     A hash rather than torch's generators: those differ between devices, and hold a state. An op, which a compiler does
     not look into: Inductor would compute it once more for the backward, from a seed that has moved on since.
     """
+    if seed.device.type == "cpu" and seed.item() < 0:
+        raise ValueError(f"hard_concrete: seed must be in [0, 2**63), got {seed.item()}")
     z = seed * _signed(0xD1342543DE82EF95)
     position = torch.arange(1, count + 1, dtype=torch.int64, device=seed.device)
     z = z + position * _signed(0x9E3779B97F4A7C15)  # wraps around
@@ -166,6 +170,9 @@ def _uniform(seed: Tensor, count: int) -> Tensor:
 @_uniform.register_fake
 def _(seed: Tensor, count: int) -> Tensor:
     return seed.new_empty(count, dtype=torch.float64)
+
+
+torch.library.register_vmap("qkernels::uniform", partial(backends.one_by_one, _uniform))
 
 
 def _signed(v: int) -> int:

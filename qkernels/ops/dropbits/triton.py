@@ -12,6 +12,8 @@ from torch import Tensor
 from qkernels.ops.tiles import clamp, expm1, load_parameter, partials, pick, round_even, tile
 
 FAR = tl.constexpr(85.0)  # sigma off the grid: beyond it dx is 0
+LEAST = tl.constexpr(1e-18)  # rho is kept from here
+MOST_RHO = tl.constexpr(1e6)  # to here
 MOST = tl.constexpr(40.0)  # sigma further off than the nearest level: beyond it nothing is added
 # a program: with more the kernels need more registers than tests/test_triton_aot.py allows
 _FORWARD, _BACKWARD = 1024, 256
@@ -36,11 +38,13 @@ def _wider(mass, BITWISE: tl.constexpr):
 
 
 @triton.jit
-def _steps(step_ptr, sigma_ptr, rows, P, x):
-    """As large as x: step, and step / sigma; both NaN where step or sigma is not positive."""
+def _steps(step_ptr, sigma_ptr, rows, P, keep_ptr, levels, x):
+    """As large as x: step, and step / sigma; both NaN where step or sigma is not positive, or a gate is not finite."""
     sigma = load_parameter(sigma_ptr, rows, P)
     s = tl.where(sigma > 0, load_parameter(step_ptr, rows, P), float("nan"))
-    return tl.broadcast_to(s, x.shape), tl.broadcast_to(tl.div_rn(s, sigma), x.shape)
+    for k in range(1, levels):
+        s = tl.where(tl.abs(tl.load(keep_ptr + k - 1)) < float("inf"), s, float("nan"))
+    return tl.broadcast_to(s, x.shape), tl.broadcast_to(clamp(tl.div_rn(s, sigma), LEAST, MOST_RHO), x.shape)
 
 
 @triton.jit
@@ -61,12 +65,11 @@ def _odds(rho, distance):
 @triton.jit
 def _choose(x, s, rho, top, keep_ptr, levels, BITWISE: tl.constexpr):
     """nearest, r, m, e**-(rho m) and 1 - e**-rho; the code that is chosen, and its gate."""
-    shift = (s.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True) * 6144.0
-    high = (s + shift) - shift  # 12 bits: its product with a code is exact
+    high = (s.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)  # 12 bits: times a code it is exact
     reach = 0.5 + tl.div_rn(FAR, rho)
     magnitude = tl.abs(x)
     nearest = round_even(clamp(tl.div_rn(magnitude, s), 0.0, top))
-    r = clamp(((magnitude - nearest * high) - nearest * (s - high)) * tl.div_rn(1.0, s), 0.0 - reach, reach)
+    r = clamp(tl.div_rn((magnitude - nearest * high) - nearest * (s - high), s), 0.0 - reach, reach)
     d = (nearest - 0.5) + r
     low = 1.0
     for k in range(1, levels):
@@ -124,7 +127,7 @@ def dropbits_fwd_kernel(
 ):  # fmt: skip
     rows, offs, mask, _ = tile(P, L, columns, ROWS, BLOCK)
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    s, rho = _steps(step_ptr, sigma_ptr, rows, P, x)
+    s, rho = _steps(step_ptr, sigma_ptr, rows, P, keep_ptr, levels, x)
     y = _choose(x, s, rho, top, keep_ptr, levels, BITWISE)[5] * s
     tl.store(y_ptr + offs, tl.where(x < 0.0, 0.0 - y, y).to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -137,7 +140,7 @@ def dropbits_bwd_kernel(
     """ds, dsigma [P, columns]; dkeep [programs, levels - 1]."""
     rows, offs, mask, sums = tile(P, L, columns, ROWS, BLOCK)
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    s, rho = _steps(step_ptr, sigma_ptr, rows, P, x)
+    s, rho = _steps(step_ptr, sigma_ptr, rows, P, keep_ptr, levels, x)
     nearest, r, m, e0, one, code, gate = _choose(x, s, rho, top, keep_ptr, levels, BITWISE)
     near = (r - m) - 0.5
     away = (r + m) + 0.5

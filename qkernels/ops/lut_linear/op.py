@@ -5,6 +5,7 @@ runs on a GPU. A backward is plain PyTorch over a few rows of the weight at a ti
 """
 
 import math
+import os
 from collections.abc import Iterator
 from functools import cache
 
@@ -137,12 +138,13 @@ if "cpu" in backends.backends_of("lut_linear"):
 
 
 def _cuda_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
-    plan = pick(x.shape[0], n, k, bits, x.dtype, _sms(x.device))
+    plan = pick(x.shape[0], n, k, bits, x.dtype, _sms(x.device), group_size=group_size, wgmma=_wgmma(x.device))
+    args = (x, codes, levels, scale, bias, bits, group_size, n, k)
     if plan.kernel == "dequantize":
-        return _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, "cuda")
-    return torch.ops.qkernels_cuda.lut_decode(
-        x, codes, levels, scale, bias, bits, group_size, n, k, plan.stripes, plan.splits, plan.warps
-    )
+        return _chunked_linear(*args, "cuda")
+    if plan.kernel == "prefill":
+        return torch.ops.qkernels_cuda.lut_prefill(*args, plan.splits)
+    return torch.ops.qkernels_cuda.lut_decode(*args, plan.stripes, plan.splits, plan.warps)
 
 
 if hasattr(torch.ops.qkernels_cuda, "lut_decode"):
@@ -156,12 +158,22 @@ def _sms(device: torch.device) -> int:
 
 @backends.kernel("lut_dequantize", "auto")
 def _auto_dequantize(codes, levels, *args):
-    return _dequantize(codes, levels, *args, backends.resolve("lut_dequantize", levels, None))
+    return backends.fastest("lut_dequantize", levels)(codes, levels, *args)
 
 
 @backends.kernel("lut_linear", "auto")
 def _auto_linear(x, *args):
-    return _linear(x, *args, backends.resolve("lut_linear", x, None))
+    return backends.fastest("lut_linear", x)(x, *args)
+
+
+def _wgmma(device: torch.device) -> bool:
+    """Whether the kernel for Hopper's wgmma may run: on request (QKERNELS_WGMMA=1), until a GPU has shown it right."""
+    return os.environ.get("QKERNELS_WGMMA") == "1" and _capability(device) == (9, 0)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 class _LutLinear(torch.autograd.Function):
@@ -260,10 +272,7 @@ def linear(
     backend: str | None = None,
 ) -> Tensor:
     """``lut_linear`` on the fields of a LutWeight of n rows and k columns: what a module that holds them calls."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"lut_linear: x must be a Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"lut_linear: x must be a float tensor, got {x.dtype}")
+    _check_x("lut_linear", x)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear: x must have shape [..., K={k}], got {list(x.shape)}")
     if x.device != codes.device:
@@ -278,9 +287,9 @@ def linear(
         return _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
     if backend is None:  # a graph asks again at each call
         backend = "auto" if torch.compiler.is_compiling() else backends.resolve("lut_linear", x, None)
-    args = (x.reshape(-1, k).contiguous(), codes, levels, scale, bias, bits, group_size, n, k, backend)
-    y = call(_LutLinear, _linear, *args)
-    return y.reshape(*x.shape[:-1], n)
+    rows = (x if x.dim() == 2 else x.reshape(-1, k)).contiguous()
+    y = call(_LutLinear, _linear, rows, codes, levels, scale, bias, bits, group_size, n, k, backend)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
 
 
 def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -301,7 +310,8 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     (Integers, POST's levels and others that fit cost nothing; a table learned in float32 takes up to three times as
     long, and an infinite x may then give NaN. In float16 that holds for levels of at least 2**-38 of the largest,
     in bfloat16 for all but the ends of float32.) A row of x gives the same bits in any batch of up to 64. More
-    rows, and float32, meet W in float32, a part of it at a time.
+    rows, and float32, meet W in float32, a part of it at a time; with QKERNELS_WGMMA=1, up to 512 rows on
+    Hopper (sm_90) meet levels as few rows do, where scales are for groups of a multiple of 64 columns or for rows.
 
     Args:
         x: [..., K], float32 | float16 | bfloat16 (float64: reference only).
@@ -332,8 +342,8 @@ def lut_dequantize(w: LutWeight, dtype: torch.dtype = torch.float32, *, backend:
         NotImplementedError: the requested backend cannot run this call.
     """
     n, k = matrix_shape(_check_weight("lut_dequantize", w).shape)
-    if not dtype.is_floating_point:
-        raise TypeError(f"lut_dequantize: dtype must be a float type, got {dtype}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"lut_dequantize: dtype must be a float type such as torch.float32, got {dtype!r}")
     return _weight(w.codes, w.levels, w.scale, w.bits, w.group_size, w.shape, n, k, dtype, backend)
 
 
@@ -385,10 +395,7 @@ def conv2d(
     shape: tuple[int, ...],
 ) -> Tensor:
     """``lut_conv2d`` on the fields of a LutWeight of ``shape``: what a module that holds them calls."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"lut_conv2d: x must be a Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"lut_conv2d: x must be a float tensor, got {x.dtype}")
+    _check_x("lut_conv2d", x)
     channels = shape[1] * groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"lut_conv2d: x must have shape [B, C={channels}, H, W] or [C, H, W], got {list(x.shape)}")
@@ -437,6 +444,13 @@ def _check_weight(name: str, w: LutWeight) -> LutWeight:
     if not isinstance(w, LutWeight):
         raise TypeError(f"{name}: w must be a LutWeight, got {type(w).__name__}")
     return w
+
+
+def _check_x(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: x must be a Tensor, got {type(x).__name__}")
+    if x.dtype not in (*backends.FLOATS, torch.float64):
+        raise TypeError(f"{name}: x must be a float32, float16, bfloat16 or float64 tensor, got {x.dtype}")
 
 
 def _check_bias(name: str, bias: Tensor | None, n: int, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 
 MOST_ROWS = 64  # of x that are decoded for; beyond, the weight is made once. (Not yet timed on a GPU.)
+MOST_PREFILL_ROWS = 512  # of x, up to where the matrix units' kernel takes over, where it may run
 MOST_COLUMNS = 1 << 20  # kDecodeMostColumns of csrc/lut_linear/lut_linear_cuda_kernels.h
 _BLOCKS_PER_SM = 2  # what registers and shared memory allow
 _WARPS = 8  # of a thread block
@@ -21,9 +22,9 @@ _FILL, _ROUND, _REDUCE = 0.25, 0.1, 1.0
 
 @dataclass(frozen=True)
 class Plan:
-    """kernel: "decode" (few rows: codes become levels in registers) or "dequantize" (a part of the weight as float32 at
-    a time, then the library's matmul). For "decode": 16-row stripes a thread block, thread blocks and warps that split
-    K."""
+    """kernel: "decode" (few rows: codes become levels in registers), "prefill" (hundreds: so do they, for Hopper's
+    wgmma) or "dequantize" (a part of the weight as float32 at a time, then the library's matmul). splits: thread blocks
+    that split K. For "decode": 16-row stripes a thread block, and warps of it that split K."""
 
     kernel: str
     stripes: int = 0
@@ -31,14 +32,30 @@ class Plan:
     warps: int = 0
 
 
-def pick(M: int, N: int, K: int, bits: int, dtype: torch.dtype, sms: int) -> Plan:
-    """The plan for x [M, K] times a weight [N, K] on ``sms`` multiprocessors.
+def pick(
+    M: int,
+    N: int,
+    K: int,
+    bits: int,
+    dtype: torch.dtype,
+    sms: int,
+    *,
+    group_size: int | None = None,
+    wgmma: bool = False,
+) -> Plan:
+    """The plan for x [M, K] times a weight [N, K] on ``sms`` multiprocessors; wgmma: whether that kernel may be chosen.
 
-    How K is split does not depend on M: a row of x gives the same bits in every batch that is decoded for.
+    How K is split does not depend on M among few rows: one of x gives the same bits in every batch that is decoded for.
     """
-    if dtype not in (torch.float16, torch.bfloat16) or M > MOST_ROWS or K >= MOST_COLUMNS:
+    if dtype not in (torch.float16, torch.bfloat16) or K >= MOST_COLUMNS:
         return Plan("dequantize")
-    return Plan("decode", *_spread(N, K, bits, sms))
+    if M <= MOST_ROWS:
+        return Plan("decode", *_spread(N, K, bits, sms))
+    group_size = group_size or K
+    if wgmma and M <= MOST_PREFILL_ROWS and (group_size == K or group_size % 64 == 0) and N <= 128 * _MOST_BLOCKS:
+        blocks, batches = math.ceil(M / 128) * math.ceil(N / 128), math.ceil(K / (128 if bits == 8 else 256))
+        return Plan("prefill", splits=max(1, min(sms // blocks, batches // 2)))
+    return Plan("dequantize")
 
 
 @lru_cache(maxsize=1024)

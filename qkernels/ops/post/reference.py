@@ -35,7 +35,7 @@ def post(
     a = positive(scale_grad(scale, grad_scale))[:, None]  # [P, 1]
     wide = w.to(torch.float32).reshape(scale.shape[0], -1).contiguous()  # [P, L]
     u = (wide / a).clamp(-1, 1)
-    y = ste_replace(u, _nearest(u.detach(), count, zero)) * a
+    y = ste_replace(u, _nearest(u.detach(), count, zero)) * a + 0.0
     if not clip_grad:
         y = y + ste_replace(torch.where((wide / a).abs() > 1, wide, 0.0), torch.zeros_like(wide))
     return y.to(w.dtype).reshape(w.shape)

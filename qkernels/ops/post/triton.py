@@ -29,7 +29,7 @@ def post_fwd_kernel(
     rows, offs, mask, _ = tile(P, L, columns, ROWS, BLOCK)
     s = load_parameter(scale_ptr, rows, P)
     u = tl.div_rn(tl.load(w_ptr + offs, mask=mask, other=0.0).to(tl.float32), s)
-    tl.store(y_ptr + offs, (_level(u, least, ZERO) * s).to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, (_level(u, least, ZERO) * s + 0.0).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

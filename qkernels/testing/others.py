@@ -1,0 +1,125 @@
+"""The ops that are no quantizers against their references: what ``qkernels verify`` calls beside the cases."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import qkernels as qk
+from qkernels import backends
+from qkernels.ops.blocks import int_range
+from qkernels.ops.channel_error import reference
+from qkernels.pack import PLANES, LutWeight
+
+from .compare import assert_same_bits, assert_sum
+
+
+class Calls(Protocol):
+    """(backend, device, dtype) -> one yield a call that agrees.
+
+    Raises:
+        AssertionError: what differs, where and by how much.
+    """
+
+    def __call__(self, backend: str, device: str, dtype: torch.dtype) -> Iterator[None]: ...
+
+
+@dataclass(frozen=True)
+class Other:
+    """An op without a Case. dtypes: of what makes its kernels differ: x, or the scales of a packed weight."""
+
+    name: str
+    calls: Calls
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
+
+    def backends(self) -> tuple[str, ...]:
+        return backends.backends_of(self.name)
+
+    def refusal(self, backend: str, x: Tensor) -> str | None:
+        """Why ``backend`` cannot run it on x, or None."""
+        return backends.refusal(self.name, backend, x)
+
+
+# N, K and how many scales: groups, rows, parts of tiles and stripes
+WEIGHTS = ((1, 1, 1), (17, 96, 51), (33, 257, 33), (40, 704, 440), (64, 640, 320))
+
+
+def packed_weight(
+    *shape: int, bits: int = 4, P: int = 1, integers: bool = False, seed: int = 0, scale_dtype=torch.float32
+) -> LutWeight:
+    """A packed weight; with ``integers`` its values are small integers, so that every sum is exact."""
+    g = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 2**bits, shape, generator=g, dtype=torch.uint8)
+    levels = torch.arange(2**bits) - 2.0 ** (bits - 1) if integers else torch.randn(2**bits, generator=g)
+    scale = torch.ones(P) if integers else torch.rand(P, generator=g) + 0.1
+    return LutWeight.pack(codes, levels, scale, bits=bits, scale_dtype=scale_dtype)
+
+
+def assert_twice_as_good(y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None) -> None:
+    """The 2x rule: at most twice the error of F.linear in the same dtype, truth in float64."""
+    truth = F.linear(x.double(), w.double(), None if bias is None else bias.double())
+    plain = F.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    own = (plain.double() - truth).abs().max()
+    size = F.linear(x.double().abs(), w.double().abs()).max()
+    off, allowed = (y.double() - truth).abs().max(), 2 * own + torch.finfo(torch.float32).eps * size
+    assert off <= allowed, f"{list(x.shape)} times {list(w.shape)}: off by {off:.3g}, {allowed:.3g} allowed"
+
+
+def _few(backend: str, device: str) -> bool:
+    """Whether calls are slow: Triton's interpreter."""
+    return (backend, device) == ("triton", "cpu")
+
+
+def _lut_linear(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]:
+    g = torch.Generator().manual_seed(1)
+    for bits in PLANES:
+        for N, K, P in WEIGHTS[: 3 if _few(backend, device) else None]:
+            for M in (0, 1, 17) if _few(backend, device) else (0, 1, 2, 7, 16, 33, 65, 600):
+                w = packed_weight(N, K, bits=bits, P=P, integers=True).to(device)
+                x, bias = torch.randint(-4, 5, (M, K), generator=g).float(), torch.randint(-4, 5, (N,), generator=g)
+                want = F.linear(x.double(), w.dequantize().double().cpu(), bias.double()).to(dtype)
+                got = qk.lut_linear(x.to(device, dtype), w, bias.float().to(device), backend=backend)
+                what = f"lut_linear {backend} {bits} bits {[M, K]} times {[N, K]}, {P} scales, integers"
+                assert_same_bits(got.cpu() + 0.0, want + 0.0, what)
+                yield
+                if M:
+                    w = packed_weight(N, K, bits=bits, P=P).to(device)
+                    x, bias = (torch.randn(s, generator=g).to(device, dtype) for s in ((M, K), (N,)))
+                    y = qk.lut_linear(x, w, bias, backend=backend)
+                    assert_twice_as_good(y, x, w.dequantize(), bias)
+                    yield
+
+
+def _lut_dequantize(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]:
+    for bits in PLANES:
+        for N, K, P in WEIGHTS:
+            w = packed_weight(N, K, bits=bits, P=P, scale_dtype=dtype)
+            got = qk.lut_dequantize(w.to(device), backend=backend).cpu()
+            assert_same_bits(got, w.dequantize(), f"lut_dequantize {backend} {bits} bits {[N, K]}, {P} scales {dtype}")
+            yield
+
+
+def _channel_error(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]:
+    g, step = torch.Generator().manual_seed(1), torch.tensor([0.3], device=device)
+    for bits, signed in ((2, False), (8, False), (1, False), (4, True)):
+        for shape, dim in (
+            ((0, 3), 1), ((1,), 0), ((17,), 0), ((5, 7), 0), ((300, 33), -1), ((1, 40, 1), 1), ((2, 3, 100, 90), 1),
+            ((2, 3, 5, 7), 2), ((2, 2, 9000), 1),
+        ):  # fmt: skip
+            x = torch.randn(shape, generator=g).to(device, dtype)
+            got = qk.channel_error(x, step, bits=bits, dim=dim, signed=signed, backend=backend)
+            want = qk.channel_error(x, step, bits=bits, dim=dim, signed=signed, backend="reference")
+            truth = reference.channel_error(x.double(), step, *int_range("", bits, signed), dim % x.dim())
+            for sums, reference_sums, true in zip(got, want, truth, strict=True):
+                assert_sum(sums, reference_sums, true, 2 * true.abs(), f"channel_error {backend} {list(shape)} {dim}")
+            yield
+
+
+OTHERS = [
+    Other("lut_linear", _lut_linear),
+    Other("lut_dequantize", _lut_dequantize),
+    Other("channel_error", _channel_error),
+]
