@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import qkernels as qk
 from qkernels import backends
@@ -18,6 +19,7 @@ SHAPES = ((4096, 4096), (14336, 4096))  # N, K
 ROWS = (1, 4, 16, 64, 128)
 BITS = (4, 3, 2, 1, 8)
 QUICK_ROWS, QUICK_BITS = (1, 16), (4, 2)
+_FLOATS = "lut_linear"
 
 
 def make_weight(N: int, K: int, bits: int, group: int, device: str) -> LutWeight:
@@ -27,56 +29,78 @@ def make_weight(N: int, K: int, bits: int, group: int, device: str) -> LutWeight
     return LutWeight.pack(codes, levels, scale, bits=bits, group_size=group).to(device)
 
 
+def make_post(N: int, K: int, group: int) -> LutWeight:
+    """4 bits on powers of sqrt(2)."""
+    g = torch.Generator().manual_seed(0)
+    codes, scale = torch.randint(0, 15, (N, K), generator=g), torch.rand(N * K // group, generator=g) + 0.1
+    return LutWeight.pack(codes, qk.post_levels(4), scale, bits=4, group_size=group)
+
+
 def measure(
     N: int, K: int, M: int, bits: int, group: int, dtype: torch.dtype, device: str, cache: str, seconds: float
 ) -> dict:
     """One row. The roof is a sum over as many bytes as the caches do not hold, by the same threads.
 
     limit_us: reading w and x at that bandwidth, or the products at the rate of a large matmul, whichever takes longer.
+    dtype int8: activations are integers and the weight POST's, and ``lut_linear_int`` multiplies them. Its peer is
+    ``lut_linear`` with the same values in float32, as is the dense layer, and its limit that of the bandwidth.
     """
-    hot = cache == "hot"
-    w = make_weight(N, K, bits, group, device)
+    hot, integers, name = cache == "hot", dtype == torch.int8, str(dtype)[6:]
+    w = make_post(N, K, group) if integers else make_weight(N, K, bits, group, device)
+    dtype = torch.float32 if integers else dtype
     ours = [dataclasses.replace(w, codes=codes) for codes in copies(w.codes, hot)]
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     much = torch.ones(peers.BETWEEN // 4, device=device)
     square = torch.ones(side := 4096 if device == "cuda" else 768, side, device=device, dtype=dtype)
+
+    def floats(i: int) -> Tensor:
+        return qk.lut_linear(x, ours[i % len(ours)])
+
     candidates = {
-        "ours": lambda i: qk.lut_linear(x, ours[i % len(ours)]),
+        "ours": floats,
         "dense": lambda i: F.linear(x, dense[i % len(dense)]),
         "roof": lambda i: much.sum(),
         "products": lambda i: square @ square,
     }
-    candidates |= {name: run for name, make in PEERS.items() if (run := make(x, w, hot)) is not None}
+    given = x
+    if integers:
+        given, step = (x * 32).clamp(-128, 127).to(torch.int8), torch.tensor([1 / 32])
+        candidates |= {"ours": lambda i: qk.lut_linear_int(given, step, ours[i % len(ours)]), _FLOATS: floats}
+    else:
+        candidates |= {peer: run for peer, make in PEERS.items() if (run := make(x, w, hot)) is not None}
     times = interleave(candidates, device, seconds, hot=hot)
     mine = times["ours"]
-    nbytes = w.nbytes + x.nbytes + M * N * x.itemsize
+    nbytes = w.nbytes + given.nbytes + M * N * x.itemsize
     gbps = nbytes / mine.median / 1e3
     by_bytes = nbytes / much.nbytes * times["roof"].median
-    by_products = M * N * K / side**3 * times["products"].median
+    by_products = 0.0 if integers else M * N * K / side**3 * times["products"].median
     row = {
-        "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": str(dtype)[6:], "device": device,
-        "backend": backends.resolve("lut_linear", x, None), "cache": cache,
+        "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name, "device": device,
+        "backend": "cpu post-int8" if integers else backends.resolve("lut_linear", x, None), "cache": cache,
         "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),
         "gbps": gbps, "pct_roof": 100 * by_bytes / mine.median, "limit_us": max(by_bytes, by_products),
     }  # fmt: skip
-    if found := [name for name in times if name in PEERS]:
-        best = min(found, key=lambda name: times[name].median)
+    if found := [peer for peer in times if peer in (*PEERS, _FLOATS)]:
+        best = min(found, key=lambda peer: times[peer].median)
         row |= {"peer": best, "peer_us": times[best].median, "x_peer": mine.ratio_to(times[best])}
-        row["peers_us"] = {name: round(times[name].median, 3) for name in found}
+        row["peers_us"] = {peer: round(times[peer].median, 3) for peer in found}
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
 
 
 def run(device: str, quick: bool, bits: list[int] | None = None, rows: list[int] | None = None) -> Iterator[dict]:
     """Rows of the matmul benchmark; rows: of x."""
     dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
+    integers = [(4, torch.int8)] if device == "cpu" and 4 in (bits or BITS) else []
     if quick:
-        settings = [(*SHAPES[0], M, b, dtypes[0], "hot") for b in bits or QUICK_BITS for M in rows or QUICK_ROWS]
+        kinds = [(b, dtypes[0]) for b in bits or QUICK_BITS] + integers
+        settings = [(*SHAPES[0], M, *kind, "hot") for kind in kinds for M in rows or QUICK_ROWS]
     else:
+        kinds = [(b, dtype) for dtype in dtypes for b in bits or BITS] + integers
         settings = [
-            (*shape, M, b, dtype, cache) for shape in SHAPES for dtype in dtypes
-            for b in bits or BITS for M in rows or ROWS for cache in ("hot", "rotated")
+            (*shape, M, *kind, cache) for shape in SHAPES for kind in kinds
+            for M in rows or ROWS for cache in ("hot", "rotated")
         ]  # fmt: skip
     for N, K, M, b, dtype, cache in settings:
         yield measure(N, K, M, b, 128, dtype, device, cache, 1.0 if quick else 2.0)

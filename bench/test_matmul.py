@@ -10,7 +10,9 @@ from .__main__ import line
 from .matmul import measure
 
 
-@pytest.mark.parametrize(("bits", "dtype"), [(4, torch.float32), (4, torch.bfloat16), (3, torch.float32)])
+@pytest.mark.parametrize(
+    ("bits", "dtype"), [(4, torch.float32), (4, torch.bfloat16), (3, torch.float32), (4, torch.int8)]
+)
 def test_a_row_is_whole(bits, dtype, monkeypatch):
     monkeypatch.setattr("bench.peers.BETWEEN", 1 << 16)
     row = measure(32, 256, 2, bits, 64, dtype, "cpu", "rotated", 0.0)
@@ -18,7 +20,7 @@ def test_a_row_is_whole(bits, dtype, monkeypatch):
         ("peer_us", "x_peer") if bits == 4 else ()
     )
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in numbers)
-    assert row["backend"] in ("cpu", "reference") and ("peer" in row) == (bits == 4)
+    assert row["backend"] in ("cpu", "reference", "cpu post-int8") and ("peer" in row) == (bits == 4)
     assert len(line("matmul", row)) == len(line("matmul", None))
 
 

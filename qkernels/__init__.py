@@ -3,7 +3,7 @@
 from . import nn
 from ._version import __version__
 from .files import load_packed, save_packed
-from .matmul import lut_conv2d, lut_dequantize, lut_linear
+from .matmul import lut_conv2d, lut_dequantize, lut_linear, lut_linear_int
 from .methods import ASQ, CPQ, DAQ, DQ, LSQ, METHODS, POST
 from .model import Report, calibrate, convert_, param_groups, penalty, prepare_
 from .pack import LutWeight
@@ -52,6 +52,7 @@ __all__ = [
     "lut_conv2d",
     "lut_dequantize",
     "lut_linear",
+    "lut_linear_int",
     "nn",
     "param_groups",
     "penalty",

@@ -49,6 +49,17 @@ def test_the_prefill_kernel_is_right_on_the_host(flags, tmp_path):
     assert run("test_lut_prefill_on_host.cpp", tmp_path, *flags) == "0 failures\n"
 
 
+@pytest.mark.parametrize(
+    ("isa", "needs"), [(0, set()), (2, {"avx2"}), (512, {"avx512f", "avx512bw", "avx512dq", "avx512vl"})]
+)
+def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if not needs <= set(flags.split()):
+        pytest.skip(f"needs a CPU with {', '.join(sorted(needs))}")
+    flags = [*SANITIZE, "-Wno-maybe-uninitialized", f"-DQK_ISA={isa}"]
+    assert run("test_lut_post_on_host.cpp", tmp_path, *flags) == "0 failures\n"
+
+
 def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags.split()):

@@ -1,0 +1,129 @@
+// Integer activations times a packed weight on powers of sqrt(2). The Python side has checked shapes and devices.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <optional>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#include "../common/export.h"
+#include "lut_post_kernels.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+bool has_vnni() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  return qk::isa() >= qk::kAvx512 && __builtin_cpu_supports("avx512vnni") && qk::lut_post_vnni_kernels().linear;
+#else
+  return false;
+#endif
+}
+
+const qk::PostKernels& kernels(bool vnni) {
+#ifdef __x86_64__
+  if (vnni && has_vnni()) return qk::lut_post_vnni_kernels();
+#endif
+  return qk::lut_post_kernels();
+}
+
+// x [M, K] -> as PostKernels takes it.
+std::vector<uint8_t> in_blocks(const uint8_t* x, int64_t M, const qk::PostWeight& w) {
+  const int64_t row = w.blocks() * 32;
+  std::vector<uint8_t> out(M * row);
+  const auto all = [&](auto bits) {
+    for (int64_t m = 0; m < M; m++)
+      for (int64_t first = 0; first < w.K; first += 8) {
+        uint8_t eight[8] = {};
+        memcpy(eight, x + m * w.K + first, std::min<int64_t>(8, w.K - first));
+        for (int i = 0; i < 8; i++) out[m * row + first + i] = eight[qk::post_column(bits, i)];
+      }
+  };
+  w.bits == 4 ? all(std::integral_constant<int, 4>()) : all(std::integral_constant<int, 8>());
+  return out;
+}
+
+// What the offset of the tables adds to the sum over each segment: [M][segments].
+std::vector<int32_t> offsets(const uint8_t* x, int64_t M, const qk::PostWeight& w) {
+  const int64_t segments = qk::post_segments(w), of_group = segments / w.G;
+  std::vector<int32_t> out(M * segments);
+  if (!w.is_signed) return out;
+  const uint32_t factor = uint32_t(qk::PostKernels::kOffset) * (uint32_t(w.a) + uint32_t(w.b));
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t s = 0; s < segments; s++) {
+      const int64_t group = s / of_group, first = group * w.group + s % of_group * qk::PostKernels::kSegment;
+      const int8_t* row = reinterpret_cast<const int8_t*>(x + m * w.K);
+      const int32_t sum = std::accumulate(row + first, row + std::min(first + qk::PostKernels::kSegment, (group + 1) * w.group), 0);
+      out[m * segments + s] = int32_t(factor * uint32_t(sum));
+    }
+  return out;
+}
+
+// even, odd: int8 [n_levels]; a level is unit * (a * even + b * odd). step: float32 [M], with unit in it.
+Tensor lut_post_linear(Tensor x, Tensor step, Tensor codes, Tensor even, Tensor odd, int64_t a, int64_t b, Tensor scale,
+                       std::optional<Tensor> bias, int64_t bits, int64_t group_size, int64_t n, int64_t k, bool vnni) {
+  STD_TORCH_CHECK(bits == 4 || bits == 8, "bits must be 4 or 8, got ", bits);
+  STD_TORCH_CHECK(n > 0 && k > 0 && group_size > 0 && k % group_size == 0 && (group_size % 32 == 0 || group_size == k),
+                  "group_size must divide k=", k, " and be a multiple of 32, or k, got ", group_size);
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k && x.is_contiguous(), "x must be [M, k=", k, "] and contiguous");
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Char || x.scalar_type() == ScalarType::Byte, "x must be int8 or uint8");
+  const int64_t M = x.size(0), stripes = (n + 15) / 16, width = 256 / bits;
+  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous() &&
+                      codes.numel() == stripes * ((k + width - 1) / width) * 512,
+                  "codes must be uint8, contiguous, and fit bits, n and k");
+  STD_TORCH_CHECK(step.scalar_type() == ScalarType::Float && step.is_contiguous() && step.numel() == M, "step must be float32 [M]");
+  const Tensor scales = torch::stable::contiguous(torch::stable::to(scale, ScalarType::Float));
+  STD_TORCH_CHECK(scales.numel() == stripes * 16 * (k / group_size), "scale must fit group_size, n and k");
+  STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
+  std::optional<Tensor> wide_bias;
+  if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  const float* add = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
+
+  qk::PostWeight w{};
+  w.codes = static_cast<const uint8_t*>(codes.data_ptr());
+  w.scale = static_cast<const float*>(scales.data_ptr());
+  w.bits = int(bits), w.N = n, w.K = k, w.group = group_size, w.G = k / group_size;
+  w.is_signed = x.scalar_type() == ScalarType::Char;
+  w.a = int32_t(a), w.b = int32_t(b);
+  const int offset = w.is_signed ? qk::PostKernels::kOffset : 0;
+  for (const auto& [from, to] : {std::pair{even, w.even}, std::pair{odd, w.odd}}) {
+    STD_TORCH_CHECK(from.scalar_type() == ScalarType::Char && from.is_contiguous() && from.numel() <= (bits == 4 ? 16 : 32),
+                    "even and odd must be int8, at most ", bits == 4 ? 16 : 32);
+    std::fill_n(to, 32, int8_t(offset));
+    for (int64_t c = 0; c < from.numel(); c++) {
+      const int8_t level = static_cast<const int8_t*>(from.data_ptr())[c];
+      STD_TORCH_CHECK(std::abs(level) <= qk::PostKernels::kOffset, "even and odd must lie in [-16, 16], got ", int(level));
+      to[c] = int8_t(level + offset);
+    }
+  }
+  Tensor y = torch::stable::new_empty(step, {M, n});
+  if (M == 0) return y;
+  const uint8_t* rows = static_cast<const uint8_t*>(x.data_ptr());
+  const std::vector<uint8_t> blocks = in_blocks(rows, M, w);
+  const std::vector<int32_t> more = offsets(rows, M, w);
+  const auto kernel = kernels(vnni).linear;
+  float* to = static_cast<float*>(y.data_ptr());
+  const float* steps = static_cast<const float*>(step.data_ptr());
+  torch::stable::parallel_for(0, stripes, std::max<int64_t>(1, 8192 / (k * M)), [&](int64_t begin, int64_t end) {
+    kernel(w, begin, end, blocks.data(), M, more.data(), steps, add, to);
+  });
+  return y;
+}
+
+// Whether the kernels with the byte product instruction can run here.
+bool lut_post_vnni() { return has_vnni(); }
+
+QK_EXPORT(cpu, lut_post_linear,
+          "(Tensor x, Tensor step, Tensor codes, Tensor even, Tensor odd, int a, int b, Tensor scale, Tensor? bias, int bits, "
+          "int group_size, int n, int k, bool vnni) -> Tensor")
+QK_EXPORT(cpu, lut_post_vnni, "() -> bool")
+
+}  // namespace

@@ -1,0 +1,99 @@
+"""Integer activations times a packed weight on powers of sqrt(2) or on integers, in int64: the definition."""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SEGMENT = 4096  # columns whose sum int32 holds, and which is then rounded to float32
+SQRT2 = 181 / 128  # the bfloat16 that qkernels.post has
+LARGEST = (1 << 31) // (SEGMENT * 255)  # of a level, in units
+MOST = 16  # of even and odd, so that the sum of a few products fits 16 bits
+MOST_OCTAVES = 4  # of a power among those of its kind: 2**4 is MOST
+
+
+class Levels(NamedTuple):
+    """level[c] = unit * (a * even[c] + b * odd[c]); even and odd are integers up to 16, one of them 0."""
+
+    even: Tensor  # int8 [n_levels]: of +-2**-j, or of integers
+    odd: Tensor  # int8 [n_levels]: of +-sqrt(2) * 2**-j
+    a: int
+    b: int
+    unit: float  # a power of two
+
+    def whole(self) -> Tensor:
+        """The levels in units: int64."""
+        return self.a * self.even.long() + self.b * self.odd.long()
+
+
+def split(levels: Tensor) -> Levels:
+    """ValueError unless the levels are 0 and powers of sqrt(2) of few sizes."""
+    return _split(tuple(levels.tolist()))
+
+
+@lru_cache(maxsize=256)
+def _split(levels: tuple[float, ...]) -> Levels:
+    if (integers := _integers(levels)) is not None:
+        even, exponent = integers
+        return Levels(
+            torch.tensor(even, dtype=torch.int8), torch.zeros(len(even), dtype=torch.int8), 1, 0, 2.0**exponent
+        )
+    parts = {False: {}, True: {}}  # whether a power is odd -> code -> (sign, exponent)
+    for code, level in enumerate(levels):
+        mantissa, exponent = math.frexp(abs(level))
+        if level and mantissa not in (0.5, SQRT2 / 2):
+            raise ValueError(
+                f"levels must be 0 or +-2**(j/2), sqrt(2) as 1.4140625, or integers up to 16 of one unit, got {level:g}"
+            )
+        if level:
+            parts[mantissa != 0.5][code] = (1 if level > 0 else -1, exponent - 1)
+    least = {odd: min((e for _, e in part.values()), default=None) for odd, part in parts.items()}
+    lowest = min((e for e in least.values() if e is not None), default=0)
+    tables, factors = [], []
+    for odd, part in parts.items():
+        start = lowest if least[odd] is None else least[odd]
+        if (span := max((e for _, e in part.values()), default=start) - start) > MOST_OCTAVES:
+            raise ValueError(
+                f"levels must be at most 2**{MOST_OCTAVES} times the smallest of their kind, got 2**{span} times"
+            )
+        table = torch.zeros(len(levels), dtype=torch.int8)
+        for code, (sign, e) in part.items():
+            table[code] = sign << e - start
+        tables.append(table)
+        factors.append((181 if odd else 128) << start - lowest)
+    largest = max((abs(a * f) for t, f in zip(tables, factors, strict=True) for a in t.tolist()), default=0)
+    if largest > LARGEST:
+        raise ValueError(
+            f"levels must be at most {LARGEST / 128:g} times their smallest power of 2, got {largest / 128:g}"
+        )
+    return Levels(*tables, *factors, 2.0 ** (lowest - 7))
+
+
+def _integers(levels: tuple[float, ...]) -> tuple[list[int], int] | None:
+    """(v, e), every level being v * 2**e with |v| <= 16; None if there are no such."""
+    least = 0
+    if sizes := [level.as_integer_ratio() for level in levels if level and math.isfinite(level)]:
+        least = min((p & -p).bit_length() - q.bit_length() for p, q in sizes)  # the lowest bit of any level
+    values = [math.ldexp(level, -least) for level in levels]
+    return ([int(v) for v in values], least) if all(abs(v) <= MOST for v in values) else None
+
+
+def lut_linear_int(
+    x: Tensor, step: Tensor, codes: Tensor, levels: Levels, scale: Tensor, group_size: int, bias: Tensor | None
+) -> Tensor:
+    """x [M, K] int8 | uint8, step [M], codes [N, K], scale [N, G], bias [N] or None -> float32 [M, N].
+
+    A segment is up to 4096 columns of a group. Its sum is exact, and rounded once; so is its product with the scale,
+    and the sum over segments, one after another. Then the product with unit * step, then the bias.
+    """
+    weight = levels.whole().to(codes.device)[codes.long()]
+    total = torch.zeros(x.shape[0], codes.shape[0], device=x.device)
+    for group in range(scale.shape[1]):
+        end = (group + 1) * group_size
+        for start in range(group * group_size, end, SEGMENT):
+            part = slice(start, min(start + SEGMENT, end))
+            total += (x[:, part].long() @ weight[:, part].T).float() * scale[:, group].float()
+    y = total * (step * levels.unit)[:, None]
+    return y if bias is None else y + bias.float()

@@ -1,0 +1,264 @@
+"""Integer activations times weights on powers of sqrt(2) or integers: exact sums, the same bits everywhere."""
+
+import dataclasses
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import qkernels as qk
+from qkernels import backends
+from qkernels.nn import LutLinear, QuantLinear
+from qkernels.ops.lut_linear_int import op, reference
+from qkernels.pack import LutWeight
+
+from .test_matmul import ISAS, randn
+
+READ = [(4, "exact"), (4, "nozero"), (4, "release"), (3, "release"), (4, "lsq"), (4, "daq")]  # by the CPU kernel
+GRIDS = READ + [(3, "exact"), (3, "nozero"), (2, "exact"), (1, "nozero"), (3, "lsq"), (2, "daq")]
+SHAPES = [
+    (1, 1, 1),
+    (16, 64, 16),
+    (17, 96, 51),
+    (33, 257, 33),
+    (20, 192, 40),
+    (40, 320, 400),
+    (5, 4100, 5),
+    (16, 9000, 1),
+]
+compiled = pytest.mark.skipif("cpu" not in backends.backends_of("lut_linear_int"), reason="no compiled kernels")
+BACKENDS = backends.backends_of("lut_linear_int")
+
+
+def levels_of(grid: tuple[int, str]) -> torch.Tensor:
+    """POST's, or integers: those of LSQ and DAQ."""
+    bits, name = grid
+    if name == "lsq":
+        return torch.arange(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1))
+    return 2 * torch.arange(2.0**bits) - (2**bits - 1) if name == "daq" else qk.post_levels(bits, name)
+
+
+def make(N: int, K: int, P: int = 1, grid: tuple[int, str] = (4, "exact"), seed: int = 0) -> LutWeight:
+    g, levels = torch.Generator().manual_seed(seed), levels_of(grid)
+    bits = next(b for b in (1, 2, 3, 4, 8) if 1 << b >= len(levels))
+    codes = torch.randint(0, len(levels), (N, K), generator=g, dtype=torch.uint8)
+    return LutWeight.pack(codes, levels, torch.rand(P, generator=g) + 0.1, bits=bits)
+
+
+def integers(M: int, K: int, dtype: torch.dtype, seed: int = 1) -> torch.Tensor:
+    info = torch.iinfo(dtype)
+    return torch.randint(info.min, info.max + 1, (M, K), generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def want(x: torch.Tensor, step: torch.Tensor, w: LutWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """In float64, where each sum is exact, and rounded as promised; knows nothing of even and odd."""
+    levels, scales, group = w.levels.double()[w.unpack().long()], w.scales().float(), w.group_size
+    total = torch.zeros(x.shape[0], w.shape[0])
+    for start in range(0, w.shape[1], group):
+        for first in range(start, start + group, 4096):
+            part = slice(first, min(first + 4096, start + group))
+            total += (x[:, part].double() @ levels[:, part].T).float() * scales[:, start // group]
+    return total * step[:, None] + (0 if bias is None else bias)
+
+
+def cpu(x, step, w, bias, vnni: bool = True) -> torch.Tensor:
+    return op._cpu(x, step, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, *w.shape, vnni)
+
+
+@compiled
+@pytest.mark.parametrize("name", [*ISAS, "vnni"])
+@pytest.mark.parametrize("grid", READ, ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_the_kernels_are_exact_on_each_instruction_set(dtype, grid, name, isa):
+    """Rows that share a pass and those that are left, parts of tiles and stripes, groups of 32 and long rows."""
+    if name == "vnni" and not torch.ops.qkernels_cpu.lut_post_vnni():
+        pytest.skip("this machine has no AVX-512 VNNI")
+    isa("avx512" if name == "vnni" else name)
+    for N, K, P in SHAPES:
+        w, bias = make(N, K, P, grid), randn(N, seed=3)
+        for M in (1, 2, 3, 4, 7, 15):
+            x, step = integers(M, K, dtype), torch.rand(M) + 0.01
+            assert torch.equal(cpu(x, step, w, bias, name == "vnni"), want(x, step, w, bias)), (N, K, P, M)
+        assert torch.equal(cpu(x, step, w, None, name == "vnni"), want(x, step, w))
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_every_grid_of_up_to_4_bits_is_exact(grid, backend):
+    for dtype in (torch.int8, torch.uint8):
+        for N, K, P in ((17, 96, 51), (5, 4100, 5)):
+            w, x, bias = make(N, K, P, grid), integers(6, K, dtype), randn(N, seed=3)
+            for step in (torch.tensor([0.07]), torch.rand(3), torch.rand(6)):
+                y = qk.lut_linear_int(x, step, w, bias, backend=backend)
+                assert y.dtype == torch.float32
+                assert torch.equal(y, want(x, step.repeat_interleave(6 // len(step)), w, bias))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grid", READ, ids=str)
+def test_the_largest_sums_do_not_overflow(grid, backend, isa):
+    top = len(levels_of(grid)) - 1
+    for name in ISAS if backend == "cpu" else ISAS[:1]:
+        isa(name)
+        for code in (0, top):
+            bits = 8 if grid == (4, "release") else 4
+            codes = torch.full((16, 8192), code, dtype=torch.uint8)
+            w = LutWeight.pack(codes, levels_of(grid), torch.ones(1), bits=bits)
+            for value, dtype in ((255, torch.uint8), (-128, torch.int8), (127, torch.int8)):
+                x = torch.full((3, 8192), value, dtype=dtype)
+                y = qk.lut_linear_int(x, torch.ones(1), w, backend=backend)
+                assert (y == levels_of(grid)[code] * value * 8192).all()
+
+
+@compiled
+def test_a_row_has_its_bits_in_any_batch_and_for_any_number_of_threads():
+    w, x, step = make(70, 1024, 70 * 8), integers(40, 1024, torch.int8), torch.rand(40)
+    whole, threads = qk.lut_linear_int(x, step, w), torch.get_num_threads()
+    for M in (1, 2, 5, 9, 31):
+        assert torch.equal(qk.lut_linear_int(x[:M], step[:M], w), whole[:M])
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(qk.lut_linear_int(x, step, w), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+METHODS = [
+    qk.POST(bits=4, granularity=64), qk.POST(bits=4, granularity=64, grid="release"), qk.POST(bits=3, granularity=64),
+    qk.LSQ(bits=4, granularity=64), qk.LSQ(bits=3, granularity=64), qk.CPQ(bits=4, granularity=64),
+    qk.DAQ(bits=4, granularity=64), qk.DAQ(bits=1, granularity=64), qk.DAQ(bits=4, granularity=64, variant="scale"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_it_multiplies_what_layers_trained(method, signed):
+    """The codes of activations and a trained layer's packed weight: the float product up to its own roundings."""
+    torch.manual_seed(0)
+    layer = QuantLinear(nn.Linear(256, 24), weight=method)
+    w = LutLinear.from_quant(layer).weight_lut
+    x = randn(6, 256) if signed else randn(6, 256).relu()
+    step, beta = torch.tensor([0.02]), torch.tensor([0.7, 1.0, 1.9])
+    for steps in (step, step * beta):  # ASQ: one a sample, of two rows each
+        hardened = qk.harden("lsq", x, steps, bits=8, signed=signed)
+        codes = (hardened.codes.int() - 128).to(torch.int8) if signed else hardened.codes
+        y = qk.lut_linear_int(codes, steps, w, layer.bias)
+        quantized = qk.lsq(x, steps, bits=8, signed=signed)
+        truth = F.linear(quantized.double(), w.dequantize().double(), layer.bias.double())
+        size = F.linear(quantized.double().abs(), w.dequantize().double().abs(), layer.bias.double().abs())
+        roundings = 256 // 64 * 3 + 3  # a sum, its product and their sum for each group; step, its product, the bias
+        assert ((y - truth).abs() <= roundings * 2.0**-24 * size).all()
+
+
+def test_shapes_and_layouts():
+    w, bias, x = make(24, 64, 24), randn(24), integers(12, 64, torch.int8)
+    y = qk.lut_linear_int(x, torch.tensor([0.1]), w, bias)
+    assert torch.equal(qk.lut_linear_int(x.view(2, 6, 64), torch.tensor([0.1, 0.1]), w, bias), y.view(2, 6, 24))
+    assert torch.equal(qk.lut_linear_int(x[3], torch.tensor([0.1]), w, bias), y[3])
+    assert torch.equal(qk.lut_linear_int(x.T.contiguous().T, torch.tensor([0.1]), w, bias), y)
+    assert torch.equal(qk.lut_linear_int(x, torch.tensor([0.1]).double(), w, bias.double()), y)
+    assert qk.lut_linear_int(x[:0], torch.tensor([0.1]), w).shape == (0, 24)
+    half = dataclasses.replace(w, scale=w.scale.bfloat16())
+    assert torch.equal(qk.lut_linear_int(x, torch.tensor([0.1]), half), want(x, torch.full((12,), 0.1), half))
+
+
+def test_not_finite_steps_and_biases_stay_in_their_place():
+    w, x, step, bias = make(24, 64, 24), integers(3, 64, torch.uint8), torch.rand(3), randn(24)
+    plain = qk.lut_linear_int(x, step, w, bias)
+    bias[5], step[1] = torch.inf, torch.nan
+    y = qk.lut_linear_int(x, step, w, bias)
+    assert y[1].isnan().all() and (y[[0, 2], 5] == torch.inf).all()
+    rest = [n for n in range(24) if n != 5]
+    assert torch.equal(y[[0, 2]][:, rest], plain[[0, 2]][:, rest])
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_levels_are_split_exactly(grid):
+    levels = levels_of(grid)
+    for scale in (1.0, 2.0**-30, 2.0**5):
+        split = reference.split(levels * scale)
+        assert torch.equal(split.whole().double() * split.unit, (levels * scale).double())
+        assert not (split.even * split.odd).any() and max(split.even.abs().max(), split.odd.abs().max()) <= 16
+    assert reference.split(torch.zeros(3)).whole().tolist() == [0, 0, 0]
+
+
+def test_opcheck():
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for grid in ((4, "exact"), (2, "exact")):
+        w = make(24, 96, 72, grid)
+        for x, bias in ((integers(3, 96, torch.int8), randn(24)), (integers(1, 96, torch.uint8), None)):
+            args = (x, torch.rand(len(x)), w.codes, w.levels, w.scale, bias, w.bits, 32, 24, 96, "auto")
+            torch.library.opcheck(torch.ops.qkernels.lut_linear_int.default, args, test_utils=tests)
+
+
+class Layer(nn.Module):
+    def __init__(self, w: LutWeight) -> None:
+        super().__init__()
+        self.w = w
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        return qk.lut_linear_int(x, step, self.w).relu()
+
+
+def test_it_compiles_whole_and_an_exported_graph_says_auto():
+    layer = Layer(make(24, 64, 24))
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    args = (integers(3, 64, torch.int8), torch.tensor([0.1]))
+    rows = {0: torch.export.Dim("M", max=512)}
+    exported = torch.export.export(layer, args, dynamic_shapes=(rows, None))
+    ours = [node.args[-1] for node in exported.graph.nodes if "lut_linear_int" in str(node.target)]
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    assert ours == ["auto"]
+    for M in (3, 1, 40):
+        args = (integers(M, 64, torch.int8), torch.tensor([0.1]))
+        assert torch.equal(compiled(*args), layer(*args)) and torch.equal(loaded(*args), layer(*args))
+
+
+W, X, STEP = make(24, 64), integers(4, 64, torch.int8), torch.tensor([0.1])
+ODD = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 0.3]), torch.ones(1), bits=4)
+WIDE = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 2.0**-5]), torch.ones(1), bits=4)
+FAR = LutWeight.pack(
+    torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 1.4140625 * 2**-6]), torch.ones(1), bits=4
+)
+REFUSED = [
+    ((X, STEP, torch.randn(24, 64)), {}, TypeError, "w must be a LutWeight, got Tensor"),
+    ((X.float(), STEP, W), {}, TypeError, "x must be an int8 or uint8 tensor, got torch.float32"),
+    (([1], STEP, W), {}, TypeError, "x must be an int8 or uint8 tensor, got <class 'list'>"),
+    ((X[:, :63], STEP, W), {}, ValueError, r"x must have shape \[\.\.\., K=64\], got \[4, 63\]"),
+    ((X, 0.1, W), {}, TypeError, "step must be a float tensor, got float"),
+    ((X, STEP.int(), W), {}, TypeError, "step must be a float tensor, got torch.int32"),
+    ((X, torch.tensor(0.1), W), {}, ValueError, r"step must have shape \[P\], P dividing the 4 rows, got \[\]"),
+    ((X, torch.rand(3), W), {}, ValueError, r"step must have shape \[P\], P dividing the 4 rows, got \[3\]"),
+    ((X, STEP, W, torch.zeros(23)), {}, ValueError, r"bias must have shape \[N=24\], got \[23\]"),
+    ((X, STEP, W, torch.zeros(24).int()), {}, TypeError, "bias must be a float tensor, got torch.int32"),
+    ((X, STEP.to("meta"), W), {}, ValueError, "all tensors must be on one device, got cpu, meta"),
+    (
+        (X, STEP, ODD),
+        {},
+        ValueError,
+        r"levels must be 0 or \+-2\*\*\(j/2\), .* or integers up to 16 of one unit, got 0.3",
+    ),
+    ((X, STEP, WIDE), {}, ValueError, r"at most 2\*\*4 times the smallest of their kind, got 2\*\*5 times"),
+    ((X, STEP, FAR), {}, ValueError, "at most 16.0625 times their smallest power of 2, got 64"),
+    ((X, STEP, W), {"backend": "cuda"}, NotImplementedError, "lut_linear_int on cpu: cuda: "),
+]
+
+
+@pytest.mark.parametrize(("args", "kwargs", "exception", "message"), REFUSED)
+def test_refuses_with_reason(args, kwargs, exception, message):
+    with pytest.raises(exception, match=message):
+        qk.lut_linear_int(*args, **kwargs)
+
+
+@compiled
+def test_the_cpu_kernel_refuses_codes_that_it_cannot_read():
+    with pytest.raises(
+        NotImplementedError, match="codes must be of 4 bits, or of 8 with at most 32 levels, got 2 bits"
+    ):
+        qk.lut_linear_int(X, STEP, make(24, 64, grid=(2, "exact")), backend="cpu")
