@@ -300,7 +300,9 @@ def test_raw_cpu_ops_refuse_what_would_read_elsewhere():
         (lambda: ops.lut_dequantize(torch.zeros(512).byte(), x, torch.ones(16), 5, 64, 16, 64), "bits must be 1, 2, 3"),
         (lambda: ops.lut_dequantize(torch.zeros(512).byte(), x, torch.ones(16), 4, 64, 16, 0), "n and k must be"),
         (lambda: ops.lut_dequantize(torch.zeros(512).byte(), x, torch.ones(16), 4, 48, 16, 64), "group_size must"),
-        (lambda: ops.lut_dequantize(torch.zeros(511).byte(), x, torch.ones(16), 4, 64, 16, 64), "must fit"),
+        (lambda: ops.lut_dequantize(torch.zeros(1024).byte(), x, torch.ones(64), 4, 24, 16, 96), "group_size must"),
+        (lambda: ops.lut_dequantize(torch.zeros(511).byte(), x, torch.ones(16), 4, 64, 16, 64), "codes must have 512"),
+        (lambda: ops.lut_dequantize(torch.zeros(512).byte(), x, torch.ones(15), 4, 64, 16, 64), "scale must have 16"),
         (lambda: ops.lut_linear(x64[None], torch.zeros(512).byte(), x, torch.ones(16), s, 4, 64, 16, 64), "bias must"),
         (lambda: ops.lut_linear(x64, torch.zeros(512).byte(), x, torch.ones(16), None, 4, 64, 16, 64), "x must be"),
     ]:  # fmt: skip

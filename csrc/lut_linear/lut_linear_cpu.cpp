@@ -11,37 +11,25 @@
 #include "../common/bits.h"
 #include "../common/export.h"
 #include "lut_linear_kernels.h"
+#include "lut_linear_tensors.h"
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-struct Weight {
+struct Weight : qk::PackedTensors {
   std::array<float, 256> levels{};
-  Tensor scale;  // float32
-  qk::Packed packed;
   Weight(const Tensor& codes, const Tensor& table, const Tensor& scales, int64_t bits, int64_t group, int64_t n, int64_t k)
-      : scale(torch::stable::contiguous(torch::stable::to(scales, ScalarType::Float))) {
-    STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(), "codes must be uint8 and contiguous");
-    STD_TORCH_CHECK(table.scalar_type() == ScalarType::Float && table.is_contiguous() && table.numel() <= 256,
-                    "levels must be float32, contiguous, at most 256");
-    STD_TORCH_CHECK(bits == 1 || bits == 2 || bits == 3 || bits == 4 || bits == 8, "bits must be 1, 2, 3, 4 or 8, got ", bits);
-    STD_TORCH_CHECK(n > 0 && k > 0, "n and k must be positive, got ", n, " and ", k);
-    STD_TORCH_CHECK(group > 0 && k % group == 0, "group_size must divide k=", k, ", got ", group);
-    int64_t bytes = 0;
-    for (int64_t p : bits == 3 ? std::vector<int64_t>{2, 1} : std::vector<int64_t>{bits})
-      bytes += (n + 15) / 16 * ((k + 256 / p - 1) / (256 / p)) * 512;
-    STD_TORCH_CHECK(codes.numel() == bytes && scale.numel() == (n + 15) / 16 * 16 * (k / group),
-                    "codes and scale must fit bits, n and k");
-    std::copy_n(static_cast<const float*>(table.data_ptr()), table.numel(), levels.begin());
-    packed = {static_cast<const uint8_t*>(codes.data_ptr()), levels.data(), static_cast<const float*>(scale.data_ptr()),
-              int(bits), n, k, group, k / group};
+      : PackedTensors(codes, table, scales, bits, group, n, k) {
+    std::copy_n(packed.levels, count, levels.begin());
+    packed.levels = levels.data();
     const float base = levels[0], step = levels[1] - levels[0];
     packed.uniform = bits == 8;
-    for (int64_t c = 0; c < table.numel(); c++) packed.uniform &= std::fma(float(c), step, base) == levels[c];
+    for (int c = 0; c < count; c++) packed.uniform &= std::fma(float(c), step, base) == levels[c];
     packed.base = base, packed.step = step;
   }
+  Weight(const Weight&) = delete;  // packed points into it
   bool in_bfloat16() const {
     return std::all_of(levels.begin(), levels.end(), [](float l) {
       return (qk::bits_of(l) & 0xffff) == 0 && (l == 0 || std::isnormal(l));

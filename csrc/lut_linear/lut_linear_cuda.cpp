@@ -1,32 +1,18 @@
 // The CUDA side of packed weights. The Python side has checked shapes and devices, and chosen how the decode kernel is spread.
-#include <array>
 #include <optional>
 #include "../common/quant_cuda.h"
 #include "lut_linear_cuda_kernels.h"
+#include "lut_linear_tensors.h"
 
 namespace {
 
 using qk::Tensor;
 using torch::headeronly::ScalarType;
 
-struct Weight {
-  Tensor scale;  // float32
-  qk::Packed packed;
-  int count;     // of levels
+struct Weight : qk::PackedTensors {
   Weight(const Tensor& codes, const Tensor& levels, const Tensor& scales, int64_t bits, int64_t group, int64_t n, int64_t k)
-      : scale(torch::stable::contiguous(torch::stable::to(scales, ScalarType::Float))), count(int(levels.numel())) {
-    STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(), "codes must be uint8 and contiguous");
+      : PackedTensors(codes, levels, scales, bits, group, n, k) {
     STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(codes.data_ptr()) % 16 == 0, "codes must start at a multiple of 16 bytes");
-    STD_TORCH_CHECK(levels.scalar_type() == ScalarType::Float && levels.is_contiguous() && levels.numel() <= 256,
-                    "levels must be float32, contiguous, at most 256");
-    STD_TORCH_CHECK(bits == 1 || bits == 2 || bits == 3 || bits == 4 || bits == 8, "bits must be 1, 2, 3, 4 or 8, got ", bits);
-    STD_TORCH_CHECK(n > 0 && k > 0, "n and k must be positive, got ", n, " and ", k);
-    STD_TORCH_CHECK(group > 0 && k % group == 0, "group_size must divide k=", k, ", got ", group);
-    const int64_t stripes = (n + 15) / 16, low = bits == 3 ? 2 : bits;
-    const int64_t bytes = stripes * ((k * low + 255) / 256 + (bits == 3 ? (k + 255) / 256 : 0)) * 512;
-    STD_TORCH_CHECK(codes.numel() == bytes && scale.numel() == stripes * 16 * (k / group), "codes and scale must fit bits, n and k");
-    packed = {static_cast<const uint8_t*>(codes.data_ptr()), static_cast<const float*>(levels.data_ptr()),
-              static_cast<const float*>(scale.data_ptr()), int(bits), n, k, group, k / group};
   }
 };
 

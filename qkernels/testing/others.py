@@ -40,7 +40,7 @@ class Other:
 
     def refusal(self, backend: str, x: Tensor) -> str | None:
         """Why ``backend`` cannot run it on x, or None."""
-        return backends.refusal(self.name, backend, x)
+        return backends.refusal(self.name, backend, x, self.dtypes)
 
 
 # N, K and how many scales: groups, rows, parts of tiles and stripes
@@ -93,6 +93,20 @@ def _lut_linear(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]
                     yield
 
 
+def _lut_linear_int(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]:
+    g, span = torch.Generator().manual_seed(1), torch.iinfo(dtype)
+    for levels, bits in ((qk.post_levels(4), 4), (qk.post_levels(4, "release"), 8), (torch.arange(-8.0, 8.0), 4)):
+        for N, K, P in WEIGHTS:
+            codes = torch.randint(0, len(levels), (N, K), generator=g, dtype=torch.uint8)
+            w = LutWeight.pack(codes, levels, torch.rand(P, generator=g) + 0.1, bits=bits).to(device)
+            for M in (0, 1, 7, 33):
+                x = torch.randint(span.min, span.max + 1, (M, K), generator=g).to(device, dtype)
+                step, bias = (torch.rand(s, generator=g).to(device) + 0.1 for s in (max(M, 1), N))
+                got, want = (qk.lut_linear_int(x, step, w, bias, backend=b).cpu() for b in (backend, "reference"))
+                assert_same_bits(got, want, f"lut_linear_int {backend} {len(levels)} levels {[M, K]} times {[N, K]}")
+                yield
+
+
 def _lut_dequantize(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]:
     for bits in PLANES:
         for N, K, P in WEIGHTS:
@@ -121,5 +135,6 @@ def _channel_error(backend: str, device: str, dtype: torch.dtype) -> Iterator[No
 OTHERS = [
     Other("lut_linear", _lut_linear),
     Other("lut_dequantize", _lut_dequantize),
+    Other("lut_linear_int", _lut_linear_int, dtypes=(torch.int8, torch.uint8)),
     Other("channel_error", _channel_error),
 ]

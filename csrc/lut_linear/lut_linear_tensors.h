@@ -1,0 +1,37 @@
+// What the CPU and CUDA bindings of packed weights check and read from their tensors.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+#include "lut_linear.h"
+
+namespace qk {
+
+struct __attribute__((visibility("hidden"))) PackedTensors {  // as Tensor is
+  torch::stable::Tensor scale;  // float32
+  int count;                    // of levels
+  Packed packed;
+
+  PackedTensors(const torch::stable::Tensor& codes, const torch::stable::Tensor& levels, const torch::stable::Tensor& scales,
+                int64_t bits, int64_t group, int64_t n, int64_t k)
+      : scale(torch::stable::contiguous(torch::stable::to(scales, torch::headeronly::ScalarType::Float))), count(int(levels.numel())) {
+    using torch::headeronly::ScalarType;
+    STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(), "codes must be uint8 and contiguous");
+    STD_TORCH_CHECK(levels.scalar_type() == ScalarType::Float && levels.is_contiguous() && levels.numel() <= 256,
+                    "levels must be float32, contiguous, at most 256, got ", levels.numel(), " values");
+    STD_TORCH_CHECK(bits == 1 || bits == 2 || bits == 3 || bits == 4 || bits == 8, "bits must be 1, 2, 3, 4 or 8, got ", bits);
+    STD_TORCH_CHECK(n > 0 && k > 0, "n and k must be positive, got ", n, " and ", k);
+    STD_TORCH_CHECK(group > 0 && k % group == 0 && (group % 32 == 0 || group == k),
+                    "group_size must divide k=", k, " and be a multiple of 32, or k, got ", group);
+    const int64_t stripes = (n + kStripe - 1) / kStripe, low = bits == 3 ? 2 : bits;
+    const int64_t bytes = stripes * ((k * low + 255) / 256 + (bits == 3 ? (k + 255) / 256 : 0)) * 512;
+    STD_TORCH_CHECK(codes.numel() == bytes, "codes must have ", bytes, " bytes for bits=", bits, ", n=", n, ", k=", k, ", got ", codes.numel());
+    STD_TORCH_CHECK(scale.numel() == stripes * kStripe * (k / group),
+                    "scale must have ", stripes * kStripe * (k / group), " values for n=", n, " and k / group_size=", k / group, ", got ", scale.numel());
+    packed = {static_cast<const uint8_t*>(codes.data_ptr()), static_cast<const float*>(levels.data_ptr()),
+              static_cast<const float*>(scale.data_ptr()), int(bits), n, k, group, k / group};
+  }
+};
+
+}  // namespace qk
