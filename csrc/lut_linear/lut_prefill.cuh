@@ -16,10 +16,10 @@ namespace qk {
 constexpr int kPrefillThreads = kDecodeThreads, kPrefillStripes = kPrefillThreads / 32;
 constexpr int kChunk = 64;                          // columns
 constexpr int kChunkBytes = kWide * kChunk * 2;     // of 128 rows of x
-constexpr int kStages = 4;                          // chunks in shared memory
-constexpr int kPrefillRows = kStages * kChunkBytes + kTableBytes;  // where the rows of the table are made
+constexpr unsigned kStages = 4;                     // chunks in shared memory
+constexpr int kPrefillRows = int(kStages) * kChunkBytes + kTableBytes;  // where the rows of the table are made
 constexpr int kPrefillBarriers = kPrefillRows + 256 * int(sizeof(Pair));
-constexpr int kPrefillLargest = kPrefillBarriers + 2 * kStages * kBarrierBytes;
+constexpr int kPrefillLargest = kPrefillBarriers + 2 * int(kStages) * kBarrierBytes;
 constexpr size_t kPrefillShared = kPrefillLargest + 2 * kDecodeWarps * sizeof(float) + 1024;  // and to begin at a kilobyte
 static_assert(kPrefillShared <= 227 * 1024, "an SM of sm_90 has room for it");
 
@@ -86,10 +86,10 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) lut_prefill_kernel(Prefill
   const int stripe = int(blockIdx.y) * kPrefillStripes + warp;
   const bool there = stripe < args.a.stripes;
   const int begin = int(int64_t(args.a.batches) * blockIdx.z / d.plan.splits), end = int(int64_t(args.a.batches) * (blockIdx.z + 1) / d.plan.splits);
-  const int count = (end - begin) * kPairs;  // chunks of a term
+  const unsigned count = (end - begin) * kPairs;  // chunks of a term
 
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; s++) barrier_create(full + s * kBarrierBytes, 1), barrier_create(empty + s * kBarrierBytes, kPrefillStripes);
+    for (unsigned s = 0; s < kStages; s++) barrier_create(full + s * kBarrierBytes, 1), barrier_create(empty + s * kBarrierBytes, kPrefillStripes);
     barriers_are_created();
   }
 
@@ -117,9 +117,9 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) lut_prefill_kernel(Prefill
   wait_for_previous_grid();  // from here on x is read
   // Chunk q of all terms, into stage q % kStages, once the products of chunk q - kStages are there.
   const unsigned char* const image = args.image + (int64_t(blockIdx.x) * args.chunks + begin * kPairs) * kChunkBytes;
-  int of_image = 0;  // the chunk that comes next
-  const auto bring = [&](int q) {
-    const int stage = q % kStages;
+  unsigned of_image = 0;  // the chunk that comes next
+  const auto bring = [&](unsigned q) {
+    const unsigned stage = q % kStages;
     if (q >= kStages) barrier_wait(empty + stage * kBarrierBytes, (q / kStages - 1) % 2);
     barrier_expect(full + stage * kBarrierBytes, kChunkBytes);
     bulk_copy(stages + stage * kChunkBytes, image + int64_t(of_image) * kChunkBytes, kChunkBytes, full + stage * kBarrierBytes);
@@ -160,18 +160,18 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) lut_prefill_kernel(Prefill
     decode(0, fragments[0]);
   };
 
-  int q = 0;  // chunk, of all terms
+  unsigned q = 0;  // chunk, of all terms
   for (int term = 0; term < terms; term++) {
     __syncthreads();  // nobody reads the table any more; the barriers are created
     fill_table<T, BITS>(d, term, unit, table, reinterpret_cast<Pair*>(stages + kPrefillRows));
     __syncthreads();
     if (term == 0 && threadIdx.x == 0)
-      for (int ahead = 0; ahead < kStages && ahead < terms * count; ahead++) bring(ahead);
+      for (unsigned ahead = 0; ahead < kStages && ahead < terms * count; ahead++) bring(ahead);
     if (begin < end) start(begin, term);
     for (int batch = begin; batch < end; batch++) {
 #pragma unroll
       for (int pair = 0; pair < kPairs; pair++, q++) {
-        const int stage = q % kStages;
+        const unsigned stage = q % kStages;
         const bool drain = args.each || pair % 2 == 1;
         barrier_wait(full + stage * kBarrierBytes, q / kStages % 2);
         const uint32_t rows = shared_address(stages + stage * kChunkBytes);
