@@ -195,9 +195,9 @@ def test_the_decode_loop_is_short(cuda_check):
 
 
 def test_the_prefill_kernel_keeps_the_matrix_unit_fed(cuda_check):
-    """On sm_90a, for each dtype and width: a batch of 256 columns (8 bits: 128) is 16 (8) products of wgmma, and nothing in
-    the loop goes to memory that should not. A product of both warp groups takes 128 cycles, so beside one of them there
-    is room for 64 instructions; what is counted here includes some that few warps run, and twice the FFMAs that run."""
+    """On sm_90a, for each dtype and width: a batch of 256 columns (8 bits: 128) is 16 (8) products of wgmma; nothing
+    in the loop goes to memory that should not. A product of both warp groups takes 128 cycles, so beside one of them
+    there is room for 64 instructions; counted here are also some that few warps run, and twice the FFMAs that run."""
     triton = find_spec("triton")
     cuobjdump = triton and Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
     if not cuobjdump or not cuobjdump.exists():
