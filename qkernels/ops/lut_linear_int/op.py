@@ -26,12 +26,12 @@ def _reference(x, step, codes, levels, scale, bias, bits, group_size, n, k):
 
 def _cpu(x, step, codes, levels, scale, bias, bits, group_size, n, k, vnni=True):
     split = reference.split(levels)
-    return torch.ops.qkernels_cpu.lut_post_linear(
+    return torch.ops.qkernels_cpu.lut_linear_split(
         x, step * split.unit, codes, split.even, split.odd, split.a, split.b, scale, bias, bits, group_size, n, k, vnni
     )
 
 
-if hasattr(torch.ops.qkernels_cpu, "lut_post_linear"):
+if hasattr(torch.ops.qkernels_cpu, "lut_linear_split"):
     backends.kernel("lut_linear_int", "cpu")(_cpu)
 
 

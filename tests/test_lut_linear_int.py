@@ -73,7 +73,7 @@ def cpu(x, step, w, bias, vnni: bool = True) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 def test_the_kernels_are_exact_on_each_instruction_set(dtype, grid, name, isa):
     """Rows that share a pass and those that are left, parts of tiles and stripes, groups of 32 and long rows."""
-    if name == "vnni" and not torch.ops.qkernels_cpu.lut_post_vnni():
+    if name == "vnni" and not torch.ops.qkernels_cpu.lut_linear_int_vnni():
         pytest.skip("this machine has no AVX-512 VNNI")
     isa("avx512" if name == "vnni" else name)
     for N, K, P in SHAPES:

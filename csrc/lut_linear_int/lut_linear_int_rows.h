@@ -1,10 +1,10 @@
-// lut_post.h on the instruction set of simd.h. A vector holds a word of codes of each of the sixteen rows of a stripe, which
+// lut_linear_int.h on the instruction set of simd.h. A vector holds a word of codes of each of the sixteen rows of a stripe, which
 // two byte look-ups turn to four weights of each row; they meet four activations that all rows share, and the four products are
 // added to the row's sum. So nothing is summed across lanes. QK_VNNI: with the instruction that does the last two steps at
 // once. Integers: the bits are the same on each.
 #pragma once
 #include "../common/simd.h"
-#include "lut_post.h"
+#include "lut_linear_int.h"
 
 namespace {
 

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 #include "../common/export.h"
-#include "lut_post_kernels.h"
+#include "lut_linear_int_kernels.h"
 
 namespace {
 
@@ -22,7 +22,7 @@ using torch::stable::Tensor;
 bool has_vnni() {
 #ifdef __x86_64__
   __builtin_cpu_init();
-  return qk::isa() >= qk::kAvx512 && __builtin_cpu_supports("avx512vnni") && qk::lut_post_vnni_kernels().linear;
+  return qk::isa() >= qk::kAvx512 && __builtin_cpu_supports("avx512vnni") && qk::lut_linear_int_vnni_kernels().linear;
 #else
   return false;
 #endif
@@ -30,9 +30,9 @@ bool has_vnni() {
 
 const qk::PostKernels& kernels(bool vnni) {
 #ifdef __x86_64__
-  if (vnni && has_vnni()) return qk::lut_post_vnni_kernels();
+  if (vnni && has_vnni()) return qk::lut_linear_int_vnni_kernels();
 #endif
-  return qk::lut_post_kernels();
+  return qk::lut_linear_int_kernels();
 }
 
 // x [M, K] -> as PostKernels takes it.
@@ -68,7 +68,7 @@ std::vector<int32_t> offsets(const uint8_t* x, int64_t M, const qk::PostWeight& 
 }
 
 // even, odd: int8 [n_levels]; a level is unit * (a * even + b * odd). step: float32 [M], with unit in it.
-Tensor lut_post_linear(Tensor x, Tensor step, Tensor codes, Tensor even, Tensor odd, int64_t a, int64_t b, Tensor scale,
+Tensor lut_linear_split(Tensor x, Tensor step, Tensor codes, Tensor even, Tensor odd, int64_t a, int64_t b, Tensor scale,
                        std::optional<Tensor> bias, int64_t bits, int64_t group_size, int64_t n, int64_t k, bool vnni) {
   STD_TORCH_CHECK(bits == 4 || bits == 8, "bits must be 4 or 8, got ", bits);
   STD_TORCH_CHECK(n > 0 && k > 0 && group_size > 0 && k % group_size == 0 && (group_size % 32 == 0 || group_size == k),
@@ -119,11 +119,11 @@ Tensor lut_post_linear(Tensor x, Tensor step, Tensor codes, Tensor even, Tensor 
 }
 
 // Whether the kernels with the byte product instruction can run here.
-bool lut_post_vnni() { return has_vnni(); }
+bool lut_linear_int_vnni() { return has_vnni(); }
 
-QK_EXPORT(cpu, lut_post_linear,
+QK_EXPORT(cpu, lut_linear_split,
           "(Tensor x, Tensor step, Tensor codes, Tensor even, Tensor odd, int a, int b, Tensor scale, Tensor? bias, int bits, "
           "int group_size, int n, int k, bool vnni) -> Tensor")
-QK_EXPORT(cpu, lut_post_vnni, "() -> bool")
+QK_EXPORT(cpu, lut_linear_int_vnni, "() -> bool")
 
 }  // namespace

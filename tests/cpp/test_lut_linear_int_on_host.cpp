@@ -1,6 +1,6 @@
 // The integer kernels of packed weights under the sanitizers, on the instruction set QK_ISA, with buffers of exactly the size that
-// lut_post.h asks for, against the plain sum. Scales, steps and biases are small powers of 2: every result is exact.
-#include "../../csrc/lut_linear/lut_post_rows.h"
+// lut_linear_int.h asks for, against the plain sum. Scales, steps and biases are small powers of 2: every result is exact.
+#include "../../csrc/lut_linear_int/lut_linear_int_rows.h"
 
 #include <array>
 #include <new>
