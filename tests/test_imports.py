@@ -53,22 +53,17 @@ def test_import_needs_torch_and_safetensors_only():
     assert out.strip() == "[]"
 
 
-def test_import_costs_a_twentieth_of_torch_at_most():
-    """CPU time beside torch's in the same process, the best of five: what else runs on the machine slows both.
-
-    Both from compiled files, as an install has them.
-    """
+def test_import_costs_under_100_ms_beyond_torch():
+    """From compiled files, as an install has them. The best of five new processes: what else runs here only adds."""
     source = """
         import time
-        times = [time.process_time()]
         import torch, safetensors
-        times.append(time.process_time())
+        start = time.process_time()
         import qkernels
-        times.append(time.process_time())
-        print((times[2] - times[1]) / (times[1] - times[0]))
+        print(time.process_time() - start)
     """
-    share = min(float(python(source, PYTHONDONTWRITEBYTECODE="")) for _ in range(5))
-    assert share < 0.05, f"{share:.3f} of torch's import"
+    seconds = min(float(python(source, PYTHONDONTWRITEBYTECODE="")) for _ in range(5))
+    assert seconds < 0.1, f"{seconds:.3f} s"
 
 
 def test_importing_the_ops_again_is_harmless():

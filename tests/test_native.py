@@ -197,7 +197,8 @@ def test_the_decode_loop_is_short(cuda_check):
 def test_the_prefill_kernel_keeps_the_matrix_unit_fed(cuda_check):
     """On sm_90a, for each dtype and width: a batch of 256 columns (8 bits: 128) is 16 (8) products of wgmma; nothing
     in the loop goes to memory that should not. A product of both warp groups takes 128 cycles, so beside one of them
-    there is room for 64 instructions; counted here are also some that few warps run, and twice the FFMAs that run."""
+    there is room for 64 instructions; counted here are also some that few warps run, and twice the FFMAs that run.
+    Not so for 8 bits, where decoding alone takes more: that width is bound by it, not by the products."""
     triton = find_spec("triton")
     cuobjdump = triton and Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
     if not cuobjdump or not cuobjdump.exists():
@@ -215,7 +216,7 @@ def test_the_prefill_kernel_keeps_the_matrix_unit_fed(cuda_check):
                 products = kinds["HGMMA"]
                 print(f"{name[2]} bits {name[1]}: {len(body)} instructions for {products} products", dict(kinds))
                 assert products == (8 if name[2] == "8" else 16) and not {"LDL", "STL", "BAR"} & set(kinds)
-                assert len(body) / products <= (84 if name[2] == "8" else 66)
+                assert (len(body) - products) / products <= (79 if name[2] == "8" else 64)
                 found.add(name.groups())
     assert len(found) == 10
 

@@ -64,7 +64,7 @@ static void run_bits() {
     const Weight w(BITS, 150, K, group ? group : K);
     next();
 #ifdef FEW
-    if (group % 128) run<bfloat, BITS>(w, 3, 1 + turn % 2);
+    run<bfloat, BITS>(w, 3, 1 + turn % 2);
   }
 #else
     if (turn % 2) run<bfloat, BITS>(w, group == 128 ? 130 : 65, 1 + turn % 3);
