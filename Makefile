@@ -33,7 +33,9 @@ gpu:
 	  $(PYTHON) -m bench quant --device cuda --json "$$gpu.jsonl" && \
 	  for backend in cuda triton; do \
 	    QKERNELS_BACKEND=$$backend $(PYTHON) -m bench matmul --device cuda --json "$$gpu-matmul-$$backend.jsonl" || exit 1; \
-	  done && exit $$status
+	  done && \
+	  QKERNELS_BACKEND=cuda QKERNELS_WGMMA=1 $(PYTHON) -m bench matmul --device cuda --rows 128 256 512 --json "$$gpu-matmul-wgmma.jsonl" && \
+	  exit $$status
 
 $(VENV)/.ready: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qkernels needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }

@@ -103,4 +103,4 @@ def run(device: str, quick: bool, bits: list[int] | None = None, rows: list[int]
             for M in rows or ROWS for cache in ("hot", "rotated")
         ]  # fmt: skip
     for N, K, M, b, dtype, cache in settings:
-        yield measure(N, K, M, b, 128, dtype, device, cache, 1.0 if quick else 2.0)
+        yield measure(N, K, M, b, 128, dtype, device, cache, 0.5 if device == "cuda" else 1.0 if quick else 2.0)

@@ -40,7 +40,7 @@ def speedups(rows: list[dict], path: Path) -> None:
         ax.set_xticks(counts, [str(m) for m in counts], minor=False)
         ax.set_xticks([], minor=True)
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-        ax.yaxis.set_minor_formatter(lambda v, _: f"{v:g}" if str(f"{v:.0e}")[0] in "25" else "")
+        ax.yaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:.0e}"[0] in "25" else "")
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_axis_off()
     axes.flat[0].legend(fontsize=7)

@@ -157,6 +157,20 @@ __device__ __forceinline__ float block_largest(float v, float* shared) {
   return v;
 }
 
+// The levels times `unit` are sums of `count` values of type T. `largest` has 2 kDecodeWarps floats that nothing else uses.
+struct Terms { float unit; int count; };
+template <class T>
+__device__ __forceinline__ Terms terms_of(const Decode& d, float* largest) {
+  const float level = int(threadIdx.x) < d.count ? d.w.levels[threadIdx.x] : 0.0f;
+  float unit = 1;
+  if constexpr (std::is_same_v<T, half>) {
+    const float size = pow2_floor(block_largest(absolute(level), largest));
+    if (size > 0) unit = at_most(16384.0f / size, 0x1p126f);
+  }
+  const float scaled = level * unit, rest = to_float(term_of<T>(scaled, 1)), last = to_float(term_of<T>(scaled, 2));
+  return {unit, of_warp(int(block_largest(last != 0 ? 3.0f : rest != 0 ? 2.0f : 1.0f, largest + kDecodeWarps)))};
+}
+
 // Term `term` of the levels into the table. `rows` has 256 Pairs and may not be in use.
 template <class T, int BITS>
 __device__ __forceinline__ void fill_table(const Decode& d, int term, float unit, unsigned char* table, Pair* rows) {
@@ -233,14 +247,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
   for (int i = 0; i < kHigh; i++) codes.high[i] = load_high(i);
   let_next_grid_start();
 
-  const float level = int(threadIdx.x) < d.count ? w.levels[threadIdx.x] : 0.0f;
-  float unit = 1;
-  if constexpr (std::is_same_v<T, half>) {
-    const float size = pow2_floor(block_largest(absolute(level), largest));
-    if (size > 0) unit = at_most(16384.0f / size, 0x1p126f);
-  }
-  const float scaled = level * unit, rest = to_float(term_of<T>(scaled, 1)), last = to_float(term_of<T>(scaled, 2));
-  const int terms = of_warp(int(block_largest(last != 0 ? 3.0f : rest != 0 ? 2.0f : 1.0f, largest + kDecodeWarps)));
+  const auto [unit, terms] = terms_of<T>(d, largest);
 
   const uint8_t* x_rows[NT];  // at this warp's first batch. Beyond the last row any will do: what comes of it is not stored
 #pragma unroll

@@ -93,14 +93,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) lut_prefill_kernel(Prefill
     barriers_are_created();
   }
 
-  const float level = int(threadIdx.x) < d.count ? w.levels[threadIdx.x] : 0.0f;
-  float unit = 1;
-  if constexpr (std::is_same_v<T, half>) {
-    const float size = pow2_floor(block_largest(absolute(level), largest));
-    if (size > 0) unit = at_most(16384.0f / size, 0x1p126f);
-  }
-  const float scaled = level * unit, rest = to_float(term_of<T>(scaled, 1)), last = to_float(term_of<T>(scaled, 2));
-  const int terms = of_warp(int(block_largest(last != 0 ? 3.0f : rest != 0 ? 2.0f : 1.0f, largest + kDecodeWarps)));
+  const auto [unit, terms] = terms_of<T>(d, largest);
 
   // The batch after the one in hand, as in lut_decode_kernel.
   const uint8_t* next_low = w.codes + (int64_t(stripe) * args.a.low_tiles + begin * kLow) * kTile + lane * 16;

@@ -39,20 +39,12 @@ static std::vector<float> decode(Launch launch, const Weight& w, const std::vect
 template <class T>
 static void run_decode(Launch launch, const Weight& w, int64_t M, DecodePlan plan, bool with_bias) {
   std::mt19937 random{unsigned(M)};
-  std::vector<float> x(M * w.K), values(w.N * w.K);
-  Memory<float> bias(w.N);
+  std::vector<float> x(M * w.K);
+  Memory<float> all(w.N);
   for (auto& v : x) v = float(int(random() % 3) - 1);
-  for (int64_t n = 0; n < w.N; n++) bias[n] = float(int(random() % 9) - 4);
-  for (int64_t i = 0; i < w.N * w.K; i++) values[i] = w.value(i / w.K, i % w.K);
-  const std::vector<float> y = decode<T>(launch, w, x, M, plan, with_bias ? bias.get() : nullptr);
-  for (int64_t m = 0; m < M; m++)
-    for (int64_t n = 0; n < w.N; n++) {
-      float total = 0;
-      for (int64_t k = 0; k < w.K; k++) total += values[n * w.K + k] * x[m * w.K + k];
-      T want;
-      from_float(with_bias ? total + bias[n] : total, &want);
-      CHECK(to_float(want) == y[m * w.N + n]);
-    }
+  for (int64_t n = 0; n < w.N; n++) all[n] = float(int(random() % 9) - 4);
+  const float* bias = with_bias ? all.get() : nullptr;
+  check_product<T>(w, x, M, bias, decode<T>(launch, w, x, M, plan, bias));
 }
 
 // Levels that T cannot hold come out as they are: one column of x is 1, the scale is 1.
