@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 PACKAGE = Path(__file__).parent
 LIBRARY = PACKAGE / "libqkernels.so"
 HAS_COMPILED = LIBRARY.exists()
 HAS_TRITON = find_spec("triton") is not None
 NAMES = ("cpu", "cuda", "triton", "reference")
-ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 # backend -> why it is absent from every op of this install
@@ -41,13 +41,18 @@ else:
 if not HAS_TRITON:
     MISSING["triton"] = "the package triton is not installed"
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+_in_functorch = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
+
 _OPS: dict[str, dict[str, Callable]] = {}
+_CALLS: dict[str, Callable] = {}
 _HAVE: dict[str, tuple[str, ...]] = {}  # function -> backends that have all its ops
 _library = torch.library.Library("qkernels", "FRAGMENT")
 
 
 def define(schema: str, fake: Callable, package: str, reference: Callable | None = None) -> Callable:
-    """Register ``torch.ops.qkernels.<op>`` and return it; a second call with the same op is harmless.
+    """Register ``torch.ops.qkernels.<op>``; returns a function that calls it. A second call with the same op is harmless.
 
     schema: ``"lsq_fwd(Tensor x, ..., str backend) -> Tensor"``.
     fake: the same arguments -> tensors of the right shape, dtype and device (no data).
@@ -56,8 +61,8 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
         each call resolves anew by its first tensor: a graph exported on a CPU runs on a GPU.
     """
     op = schema.split("(")[0]
-    if op in _OPS:
-        return getattr(torch.ops.qkernels, op).default
+    if op in _CALLS:
+        return _CALLS[op]
     kernels = _OPS[op] = {}
     for backend in ("cpu", "cuda"):
         namespace = getattr(torch.ops, f"qkernels_{backend}")
@@ -81,7 +86,21 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
     torch.library.register_fake(f"qkernels::{op}", fake, lib=_library)
     overload = getattr(torch.ops.qkernels, op).default
     torch.library.register_vmap(f"qkernels::{op}", partial(one_by_one, overload), lib=_library)
-    return overload
+
+    def call(*args):
+        return kernels[args[-1]](*args[:-1]) if is_plain(args[0]) else overload(*args)
+
+    _CALLS[op] = call
+    return call
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether nothing looks at the ops that run on x: no compiler, no torch.func, no mode, no subclass of Tensor.
+
+    Then a kernel is called without the way through the dispatcher, which costs more than it on a small tensor, and
+    several times that where a large one has just gone through the caches.
+    """
+    return not (is_compiling() or _in_functorch() or _modes() or type(x) not in _PLAIN)
 
 
 def one_by_one(op: Callable, info: object, in_dims: Sequence[int | None], *args) -> tuple:
@@ -169,18 +188,19 @@ def resolve(name: str, x: Tensor, requested: str | None, dtypes: Sequence[torch.
     """The backend that will run ``name`` on ``x``.
 
     An explicit request (argument, else the environment variable QKERNELS_BACKEND) runs there or raises
-    NotImplementedError with the reason. Otherwise the first of ORDER that can; on a GPU only one that a committed
-    result marks as verified.
+    NotImplementedError with the reason. Otherwise "cpu" on a CPU, and on a GPU the first of "cuda" and "triton" that can
+    and that a committed result marks as verified; else "reference".
     """
-    requested = requested or os.environ.get("QKERNELS_BACKEND") or None
+    if requested is None and "QKERNELS_BACKEND" in os.environ:  # asked first: get() of what is not there is slow
+        requested = os.environ["QKERNELS_BACKEND"] or None
     if requested:
         if why := refusal(name, requested, x, dtypes):
             raise NotImplementedError(f"{name} on {x.device}: {requested}: {why}")
         return requested
-    for backend in ORDER.get(x.device.type, ()):
-        if x.device.type == "cuda" and backend not in verified().get(name, {}):
-            continue
-        if refusal(name, backend, x, dtypes) is None:
+    if x.is_cpu:
+        return "cpu" if x.dtype in dtypes and "cpu" in backends_of(name) else "reference"
+    for backend in ("cuda", "triton") if x.is_cuda else ():
+        if backend in verified().get(name, {}) and refusal(name, backend, x, dtypes) is None:
             return backend
     return "reference"
 

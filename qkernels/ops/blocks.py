@@ -39,12 +39,17 @@ def prepare(name: str, x: Tensor, **parameters: Tensor) -> tuple[Tensor, list[Te
             raise ValueError(f"{name}: {key} must have 1 or P={P} values, got {p.shape[0]}")
     if P == 0 or x.numel() % P:
         raise ValueError(f"{name}: P must divide x.numel()={x.numel()}, got P={P}")
-    values = [p.to(torch.float32) if p.shape[0] == P else p.to(torch.float32).expand(P) for p in parameters.values()]
+    values = [p if p.dtype is torch.float32 else p.to(torch.float32) for p in parameters.values()]
+    values = [p if p.shape[0] == P else p.expand(P) for p in values]
     if not torch.compiler.is_compiling() and not x.is_contiguous() and P in (1, x.shape[0] if x.dim() else 1):
         last = _CHANNELS_LAST.get(x.dim())
         if last is not None and x.is_contiguous(memory_format=last):
             return x.movedim(1, -1), values, lambda y: y.movedim(-1, 1)
-    return x, values, lambda y: y
+    return x, values, _as_it_is
+
+
+def _as_it_is(y: Tensor) -> Tensor:
+    return y
 
 
 def prepare_levels(

@@ -1,10 +1,22 @@
 """Calling an autograd Function at the price of a small kernel."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """torch's decorator of this name, whose checks are skipped where no second derivative can be asked for."""
+    checked = torch.autograd.function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def call(ctx, *grads):
+        return checked(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
+
+    return call
 
 
 def is_inference(*tensors: Tensor) -> bool:

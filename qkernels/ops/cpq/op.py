@@ -6,7 +6,7 @@ from torch import Tensor
 from qkernels import backends
 from qkernels.ops import blocks
 from qkernels.ops.dropbits import op as dropbits
-from qkernels.ops.function import call
+from qkernels.ops.function import call, once_differentiable
 
 from . import reference
 
@@ -37,7 +37,7 @@ class _CPQ(torch.autograd.Function):
         ctx.save_for_backward(x, step, sigma)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         grads = _bwd(g.contiguous(), *(t.contiguous() for t in ctx.saved_tensors), *ctx.options)
         return *grads, None, None, None, None, None

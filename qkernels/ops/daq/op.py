@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import call
+from qkernels.ops.function import call, once_differentiable
 
 from . import reference
 
@@ -41,7 +41,7 @@ class _DAQ(torch.autograd.Function):
         ctx.save_for_backward(x, lower, upper, scale)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         tensors = [t.contiguous() for t in (g, *ctx.saved_tensors)]
         return *_bwd(*tensors, ctx.n, ctx.signed, ctx.amplitude, ctx.base, ctx.backend), None, None, None, None, None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qkernels import backends
-from qkernels.ops.function import call
+from qkernels.ops.function import call, once_differentiable
 
 from . import reference
 
@@ -42,7 +42,7 @@ class _DropBits(torch.autograd.Function):
         ctx.save_for_backward(x, step, sigma, keep)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         grads = _bwd(g.contiguous(), *(t.contiguous() for t in ctx.saved_tensors), ctx.bits, ctx.backend)
         return *grads, None, None

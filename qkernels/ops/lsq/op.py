@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import call
+from qkernels.ops.function import call, once_differentiable
 
 from . import reference
 
@@ -37,7 +37,7 @@ class _LSQ(torch.autograd.Function):
         ctx.save_for_backward(x, step)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         x, step = ctx.saved_tensors
         dx, ds = _bwd(g.contiguous(), x.contiguous(), step.contiguous(), ctx.qmin, ctx.qmax, ctx.backend)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkernels import backends
-from qkernels.ops.function import call
+from qkernels.ops.function import call, once_differentiable
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape, unpack_t16
 
 from . import reference
@@ -191,7 +191,7 @@ class _LutLinear(torch.autograd.Function):
         ctx.save_for_backward(codes, levels, scale, x if table else None)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         wide = torch.promote_types(g.dtype, torch.float32)
         codes, levels, scale, x = ctx.saved_tensors
@@ -221,7 +221,7 @@ class _LutDequantize(torch.autograd.Function):
         ctx.save_for_backward(codes, levels, scale)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         of = ctx.needs_input_grad[1:3]
         table = _dequantize_bwd(g.contiguous(), *ctx.saved_tensors, ctx.bits, ctx.group_size, *g.shape, *of, "auto")

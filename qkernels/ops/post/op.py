@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import call
+from qkernels.ops.function import call, once_differentiable
 
 from . import reference
 
@@ -37,7 +37,7 @@ class _POST(torch.autograd.Function):
         ctx.save_for_backward(w, scale)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         w, scale = ctx.saved_tensors
         args = (g.contiguous(), w.contiguous(), scale.contiguous(), ctx.count, ctx.zero, ctx.clip, ctx.backend)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import call
+from qkernels.ops.function import call, once_differentiable
 
 from . import reference
 
@@ -35,7 +35,7 @@ class _SoftAssign(torch.autograd.Function):
         ctx.save_for_backward(x, levels, temperature)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, g):
         tensors = (t.contiguous() for t in (g, *ctx.saved_tensors))
         return *_bwd(*tensors, ctx.backend), None, None
