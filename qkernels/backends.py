@@ -52,7 +52,7 @@ _library = torch.library.Library("qkernels", "FRAGMENT")
 
 
 def define(schema: str, fake: Callable, package: str, reference: Callable | None = None) -> Callable:
-    """Register ``torch.ops.qkernels.<op>``; returns a function that calls it. A second call with the same op is harmless.
+    """Register ``torch.ops.qkernels.<op>`` and return a function that calls it; a second time is harmless.
 
     schema: ``"lsq_fwd(Tensor x, ..., str backend) -> Tensor"``.
     fake: the same arguments -> tensors of the right shape, dtype and device (no data).
@@ -188,8 +188,8 @@ def resolve(name: str, x: Tensor, requested: str | None, dtypes: Sequence[torch.
     """The backend that will run ``name`` on ``x``.
 
     An explicit request (argument, else the environment variable QKERNELS_BACKEND) runs there or raises
-    NotImplementedError with the reason. Otherwise "cpu" on a CPU, and on a GPU the first of "cuda" and "triton" that can
-    and that a committed result marks as verified; else "reference".
+    NotImplementedError with the reason. Otherwise "cpu" on a CPU, and on a GPU the first of "cuda" and "triton" that
+    can and that a committed result marks as verified; else "reference".
     """
     if requested is None and "QKERNELS_BACKEND" in os.environ:  # asked first: get() of what is not there is slow
         requested = os.environ["QKERNELS_BACKEND"] or None
