@@ -44,6 +44,7 @@ COLUMNS = {  # suite -> (heading, width, what of a row)
         ("dtype", -8, lambda r: r["dtype"]),
         ("cache", -7, lambda r: r["cache"]),
         ("pass", -7, lambda r: r["pass"]),
+        ("on", -6, lambda r: r["backend"]),
         ("ours us", 7, lambda r: f"{r['median_us']:.0f}"),
         *((f"x {o}", len(o) + 2, lambda r, key=f"x_{o}": f"{r[key]:.1f}" if key in r else "") for o in OTHERS),
         ("of copy", 7, lambda r: f"{100 * r['gbps'] / r['roof_gbps']:.0f} %"),
@@ -99,6 +100,9 @@ def main() -> int:
     print(LEGEND[args.suite])
     print(line(args.suite, None))
     rows = []
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text("")
     if args.suite == "quant":
         suite = quant.run(args.device, args.quick, args.op)
     else:
@@ -106,9 +110,10 @@ def main() -> int:
     for row in suite:
         print(line(args.suite, row), flush=True)
         rows.append(row | about)
+        if args.json:  # each as it comes: what stops early leaves what it has
+            with args.json.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text("".join(json.dumps(r) + "\n" for r in rows))
         print(f"{len(rows)} rows in {args.json}")
     if args.plot:
         plot.speedups(rows, args.plot)

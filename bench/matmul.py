@@ -1,6 +1,8 @@
 """Packed matmuls against F.linear on the float weight and against other low-bit kernels, in one interleaved run."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -16,12 +18,14 @@ from .peers import PEERS, copies
 from .timing import interleave
 
 SHAPES = ((4096, 4096), (14336, 4096))  # N, K
+GPU_SHAPES, GPU_ROWS = (*SHAPES, (28672, 8192)), (1, 8, 16, 64, 128, 256, 512)
 ROWS = (1, 4, 16, 64, 128)
 BITS = (4, 3, 2, 1, 8)
 QUICK_ROWS, QUICK_BITS = (1, 16), (4, 2)
 _FLOATS = "lut_linear"
 
 
+@functools.lru_cache(maxsize=1)
 def make_weight(N: int, K: int, bits: int, group: int, device: str) -> LutWeight:
     g = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 2**bits, (N, K), generator=g, dtype=torch.uint8)
@@ -40,6 +44,8 @@ def measure(
     N: int, K: int, M: int, bits: int, group: int, dtype: torch.dtype, device: str, cache: str, seconds: float
 ) -> dict:
     """One row. The roof is a sum over as many bytes as the caches do not hold, by the same threads.
+
+    On a GPU a time is that of one call in a CUDA graph, which goes over all copies of the weight.
 
     limit_us: reading w and x at that bandwidth, or the products at the rate of a large matmul, whichever takes longer.
     dtype int8: activations are integers and the weight POST's, and ``lut_linear_int`` multiplies them. Its peer is
@@ -69,7 +75,7 @@ def measure(
         candidates |= {"ours": lambda i: qk.lut_linear_int(given, step, ours[i % len(ours)]), _FLOATS: floats}
     else:
         candidates |= {peer: run for peer, make in PEERS.items() if (run := make(x, w, hot)) is not None}
-    times = interleave(candidates, device, seconds, hot=hot)
+    times = interleave(candidates, device, seconds, hot=hot, laps=len(ours) if device == "cuda" else 0)
     mine = times["ours"]
     nbytes = w.nbytes + given.nbytes + M * N * x.itemsize
     gbps = nbytes / mine.median / 1e3
@@ -91,16 +97,15 @@ def measure(
 
 def run(device: str, quick: bool, bits: list[int] | None = None, rows: list[int] | None = None) -> Iterator[dict]:
     """Rows of the matmul benchmark; rows: of x."""
-    dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
-    integers = [(4, torch.int8)] if device == "cpu" and 4 in (bits or BITS) else []
-    if quick:
-        kinds = [(b, dtypes[0]) for b in bits or QUICK_BITS] + integers
-        settings = [(*SHAPES[0], M, *kind, "hot") for kind in kinds for M in rows or QUICK_ROWS]
+    dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)[: 1 if quick else 2]
+    kinds = [(b, dtype) for dtype in dtypes for b in bits or (QUICK_BITS if quick else BITS)]
+    if device == "cpu" and 4 in (bits or BITS):
+        kinds.append((4, torch.int8))
+    if device == "cuda":
+        shapes, all_rows, caches = GPU_SHAPES, GPU_ROWS, ("rotated",)
     else:
-        kinds = [(b, dtype) for dtype in dtypes for b in bits or BITS] + integers
-        settings = [
-            (*shape, M, *kind, cache) for shape in SHAPES for kind in kinds
-            for M in rows or ROWS for cache in ("hot", "rotated")
-        ]  # fmt: skip
-    for N, K, M, b, dtype, cache in settings:
-        yield measure(N, K, M, b, 128, dtype, device, cache, 0.5 if device == "cuda" else 1.0 if quick else 2.0)
+        shapes, all_rows, caches = SHAPES, ROWS, ("hot",) if quick else ("hot", "rotated")
+    shapes, all_rows = (shapes[:1], QUICK_ROWS) if quick else (shapes, all_rows)
+    seconds = 0.3 if device == "cuda" else 1.0 if quick else 2.0
+    for (N, K), (b, dtype), M, cache in itertools.product(shapes, kinds, rows or all_rows, caches):
+        yield measure(N, K, M, b, 128, dtype, device, cache, seconds)

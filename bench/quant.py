@@ -1,6 +1,5 @@
 """Quantizers against what a user would write in eager PyTorch, and torch.compile of that, in one interleaved run."""
 
-import contextlib
 import os
 import unittest.mock
 import warnings
@@ -12,7 +11,7 @@ from torch import Tensor
 from qkernels import backends
 
 from .subjects import OPS, Subject
-from .timing import interleave
+from .timing import Times, interleave
 
 
 def forward(fn: Callable, inputs: list[tuple[Tensor, ...]]) -> Callable[[int], object]:
@@ -68,10 +67,10 @@ def make_inputs(subject: Subject, shape: tuple[int, ...], dtype: torch.dtype, de
     return inputs
 
 
-def check_equal(subject: Subject, x: Tensor, *params: Tensor) -> None:
+def check_equal(subject: Subject, ours: Callable, x: Tensor, *params: Tensor) -> None:
     """The eager baseline computes the same thing, or the comparison means nothing (ties may fall to either side)."""
     with torch.no_grad():
-        got, want = (fn(x, *params).float() for fn in (subject.ours, subject.eager))
+        got, want = (fn(x, *params).float() for fn in (ours, subject.eager))
     near = 16 * torch.finfo(x.dtype).eps * want.abs().max() if subject.soft else 0.0
     differ = ((got - want).abs() > near).float().mean().item()
     if differ > 1e-5:
@@ -80,72 +79,92 @@ def check_equal(subject: Subject, x: Tensor, *params: Tensor) -> None:
         )
 
 
+def on(backend: str, fn: Callable) -> Callable:
+    """fn, asked for this backend by the environment."""
+
+    def call(*args):
+        with unittest.mock.patch.dict(os.environ, QKERNELS_BACKEND=backend):
+            return fn(*args)
+
+    return call
+
+
 def measure(
-    subject: Subject, device: str, dtype: torch.dtype, shape: tuple[int, ...], cache: str, seconds: float
+    subject: Subject,
+    device: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    cache: str,
+    seconds: float,
+    compare: bool = True,
 ) -> Iterator[dict]:
-    """One row a pass."""
-    copies = 1 if cache == "hot" else max(2, (256 << 20) // (torch.Size(shape).numel() * dtype.itemsize * 3))
+    """One row a pass and backend; compare: with the eager and the compiled formula, where their tensors fit."""
+    copies = 1 if cache != "rotated" else max(2, (256 << 20) // (torch.Size(shape).numel() * dtype.itemsize * 3))
     inputs = make_inputs(subject, shape, dtype, device, copies)
     x, *params, _ = inputs[0]
-    fns = {"ours": subject.ours}
-    if not (subject.heavy and x.numel() > 1 << 23):
-        check_equal(subject, x, *params)
-        torch._dynamo.reset()
-        fns |= {"eager": subject.eager, "compiled": torch.compile(subject.eager)}
+    ours = backends_on(subject.kernels or subject.op, x)
+    fns = {b: on(b, subject.ours) if device == "cuda" else subject.ours for b in ours}
     if subject.torch and dtype == torch.float32:
         fns["torch"] = subject.torch
+    if compare and not (subject.heavy and x.numel() > 1 << 23):
+        check_equal(subject, fns[ours[0]], x, *params)
+        torch._dynamo.reset()
+        fns |= {"eager": subject.eager, "compiled": torch.compile(subject.eager)}
     source = torch.randn(shape, device=device).to(dtype)
     sink = torch.empty_like(source)
     size = x.numel() * dtype.itemsize
     for name, (make, tensors) in PASSES.items():
-        candidates = {n: make(fn, inputs) for n, fn in fns.items()}
-        candidates["copy"] = lambda i: sink.copy_(source)
-        times = interleave(
-            candidates, device, seconds, hot=cache == "hot" and not subject.slow, least=3 if subject.slow else 5
-        )
-        ours = times["ours"]
-        row = {
-            "op": subject.op, "variant": subject.variant, "bits": subject.bits, "shape": list(shape),
-            "dtype": str(dtype)[6:], "device": device, "pass": name,
-            "backend": backends.resolve(subject.kernels or subject.op, x, None),
-            "median_us": ours.median, "p10_us": ours.quantile(0.1), "p90_us": ours.quantile(0.9),
-            "gbps": tensors * size / ours.median / 1e3, "roof_gbps": 2 * size / times["copy"].median / 1e3,
-            "saved_bytes_per_element": saved_bytes(subject.ours, x, *params),
-            "cache": cache,
-        }  # fmt: skip
-        for other in ("eager", "compiled", "torch"):
-            if other in times:
-                row |= {f"{other}_us": times[other].median, f"x_{other}": ours.ratio_to(times[other])}
-        if "eager" in times:
-            row["eager_saved_bytes_per_element"] = saved_bytes(subject.eager, x, *params)
-        yield {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+
+        def timed(fns: dict[str, Callable], make: Callable = make) -> dict[str, Times]:
+            candidates = {n: make(fn, inputs) for n, fn in fns.items()}
+            candidates["copy"] = lambda i: sink.copy_(source)
+            hot, least = cache == "hot" and not subject.slow, 3 if subject.slow else 5
+            return interleave(candidates, device, seconds, hot=hot, least=least)
+
+        try:
+            times = timed(fns)
+        except torch.OutOfMemoryError:  # 8 bits of N x K, on a large tensor
+            fns = {n: fn for n, fn in fns.items() if n not in ("eager", "compiled")}
+            torch.cuda.empty_cache()
+            times = timed(fns)
+        for backend in ours:
+            mine = times[backend]
+            row = {
+                "op": subject.op, "variant": subject.variant, "bits": subject.bits, "shape": list(shape),
+                "dtype": str(dtype)[6:], "device": device, "pass": name, "backend": backend,
+                "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
+                "gbps": tensors * size / mine.median / 1e3, "roof_gbps": 2 * size / times["copy"].median / 1e3,
+                "saved_bytes_per_element": saved_bytes(fns[backend], x, *params),
+                "cache": cache,
+            }  # fmt: skip
+            for other in ("eager", "compiled", "torch"):
+                if other in times:
+                    row |= {f"{other}_us": times[other].median, f"x_{other}": mine.ratio_to(times[other])}
+            if "eager" in times:
+                row["eager_saved_bytes_per_element"] = saved_bytes(subject.eager, x, *params)
+            yield {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
 
 
 def run(device: str, quick: bool, ops: Sequence[str] = tuple(OPS)) -> Iterator[dict]:
     """Rows of the quantizer benchmark."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch's own, while it compiles
-    settings = [("hot", torch.float32, (1, 1 << 20))]
-    if not quick:
-        settings += [("rotated", torch.float32, (1, 1 << 20)), ("hot", torch.bfloat16, (1, 1 << 20))]
-    if device == "cuda":
-        settings = [("rotated", torch.bfloat16, (1, 1 << 22))]
+    if device == "cuda":  # large tensors against what else there is; then all widths, ours alone
+        chosen = [(s, (1, 1 << 22 if quick else 1 << 26), True) for op in ops for s in OPS[op](True)]
         if not quick:
-            settings.append(("rotated", torch.bfloat16, (1, 1 << 26)))
-    for cache, dtype, shape in settings:
+            chosen += [(s, (1, 1 << 22), False) for op in ops for s in OPS[op](False)]
+        for subject, shape, compare in chosen:
+            yield from measure(subject, device, torch.bfloat16, subject.shape or shape, "flushed", 0.3, compare)
+        return
+    settings = [("hot", torch.float32)]
+    if not quick:
+        settings += [("rotated", torch.float32), ("hot", torch.bfloat16)]
+    for cache, dtype in settings:
         for subject in (s for op in ops for s in OPS[op](quick)):
-            for backend in _backends(subject.kernels or subject.op, device):
-                with _chosen(backend):
-                    yield from measure(subject, device, dtype, subject.shape or shape, cache, 1.5 if quick else 3.0)
+            yield from measure(subject, device, dtype, subject.shape or (1, 1 << 20), cache, 1.5 if quick else 3.0)
 
 
-def _backends(op: str, device: str) -> list[str]:
+def backends_on(op: str, x: Tensor) -> list[str]:
     """On a GPU each that has the op, verified there or not; on a CPU the one that is chosen by itself."""
-    if device == "cpu":
-        return [backends.resolve(op, torch.empty(0), None)]
+    if not x.is_cuda:
+        return [backends.resolve(op, x, None)]
     return [b for b in ("cuda", "triton") if b in backends.backends_of(op)]
-
-
-@contextlib.contextmanager
-def _chosen(backend: str) -> Iterator[None]:
-    with unittest.mock.patch.dict(os.environ, QKERNELS_BACKEND=backend):
-        yield

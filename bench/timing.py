@@ -56,6 +56,7 @@ def clock(device: str) -> Callable[[Callable[[], object]], float]:
     def once_gpu(fn):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         flush.zero_()
+        torch.cuda._sleep(500_000)  # a quarter of a millisecond, in which Python can launch what is timed
         start.record()
         fn()
         end.record()
@@ -65,16 +66,41 @@ def clock(device: str) -> Callable[[Callable[[], object]], float]:
     return once_gpu
 
 
+def captured(fn: Callable[[int], object], laps: int) -> Callable[[int], object]:
+    """``fn(0)`` to ``fn(laps - 1)`` as one CUDA graph: no time between kernels but the GPU's own."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is made at the first call is made before the capture
+        for i in range(laps):
+            fn(i)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(laps):
+            fn(i)
+    return lambda _: graph.replay()
+
+
 def interleave(
-    candidates: dict[str, Callable[[int], object]], device: str, seconds: float, *, hot: bool, least: int = 5
+    candidates: dict[str, Callable[[int], object]],
+    device: str,
+    seconds: float,
+    *,
+    hot: bool,
+    least: int = 5,
+    laps: int = 0,
 ) -> dict[str, Times]:
     """Time every candidate once a round, round after round, for about ``seconds`` (at least ``least`` rounds).
 
     candidates: name -> function of a running number, by which it can rotate over copies of its input.
     hot: before it is timed, a candidate runs twice untimed, so that it finds its own data in the caches and not what
-        the one before it left there; the time is the mean of three calls. Else every call is timed.
+        the one before it left there; the time is the mean of three calls. Else every call is timed. (On a GPU the L2
+        cache is always flushed before.)
+    laps: > 0: on a GPU, so many calls in a CUDA graph are what is called once, and a time is that of one of them.
     """
     once = clock(device)
+    if laps:
+        candidates = {name: captured(fn, laps) for name, fn in candidates.items()}
     before, timed = (2, 3) if hot else (0, 1)
     us: dict[str, list[float]] = {name: [] for name in candidates}
     counts = dict.fromkeys(candidates, 0)
@@ -91,5 +117,5 @@ def interleave(
         for name in candidates:
             for _ in range(before):
                 call(name)
-            us[name].append(sum(call(name) for _ in range(timed)) / timed)
+            us[name].append(sum(call(name) for _ in range(timed)) / timed / (laps or 1))
     return {name: Times(values) for name, values in us.items()}

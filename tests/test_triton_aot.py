@@ -85,6 +85,14 @@ for name, constants in variants.items():
                         f.flush()
                         usage = subprocess.run([cuobjdump, "-res-usage", f.name], capture_output=True, text=True).stdout
                     print(json.dumps([name, constexprs, dtype, capability, compiled.asm["ptx"], usage]), flush=True)
+    # an argument that is 1 is a plain int to a kernel
+    signature |= dict.fromkeys([p for p in fn.arg_names if p in integers], "constexpr")
+    ones = constexprs | {p: 1 for p in fn.arg_names if p in integers}
+    try:
+        triton.compile(ASTSource(fn, signature, ones), target=GPUTarget("cuda", 90, 32), options=options)
+        print(json.dumps([name, "ones", None]), flush=True)
+    except Exception as error:
+        print(json.dumps([name, "ones", str(error)]), flush=True)
 """
 
 
@@ -95,9 +103,11 @@ def compiled():
     run = subprocess.run([sys.executable, "-c", COMPILE, arguments], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]
+    ones = {row[0]: row[2] for row in rows if row[1] == "ones"}
+    rows = [row for row in rows if row[1] != "ones"]
     tiles = [[v.get("ROWS")] if "ROWS" in v else [1, 32] for variants in VARIANTS.values() for v in variants]
     assert len(rows) == sum((3 if row == 1 else 1) * 2 for tile in tiles for row in tile)
-    return rows
+    return rows, ones
 
 
 def test_every_kernel_is_listed():
@@ -107,8 +117,13 @@ def test_every_kernel_is_listed():
     assert found == set(VARIANTS)
 
 
+def test_sizes_of_1_compile(compiled):
+    """Triton hands an integer argument that is 1 over as a constant, which knows no method of a tensor."""
+    assert compiled[1] == dict.fromkeys(VARIANTS)
+
+
 def test_nothing_spills(compiled):
-    for name, constexprs, dtype, capability, _, usage in compiled:
+    for name, constexprs, dtype, capability, _, usage in compiled[0]:
         found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
         assert found, f"no resource usage in {usage!r}"
         registers, stack, _, local = map(int, found.groups())
@@ -117,7 +132,7 @@ def test_nothing_spills(compiled):
 
 
 def test_ptx_keeps_nan_and_rounding(compiled):
-    for name, constexprs, dtype, capability, ptx, _ in compiled:
+    for name, constexprs, dtype, capability, ptx, _ in compiled[0]:
         what = f"{name} {constexprs} {dtype} sm_{capability}"
         approximate = re.findall(r"div\.(?:approx|full)[\w.]*", ptx)
         assert not approximate, f"{what}: {approximate[:3]}"

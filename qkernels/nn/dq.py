@@ -86,7 +86,7 @@ class _Step:
     def init(self, x: Tensor, P: int) -> dict[str, Tensor]:
         """The step of least objective among many from the largest |x| down, made better for its own codes."""
         balance = self.config.balance
-        codes = (1 << self.config.bits - bool(self.config.signed)) - 1
+        codes = 2 ** (self.config.bits - int(bool(self.config.signed))) - 1
         top = calibration.fill_empty(x.abs().amax().float().reshape(1), 1.0) / codes
         best = top
         least = torch.full((1,), torch.inf, dtype=torch.float64, device=x.device)

@@ -79,4 +79,5 @@ def int_range(name: str, bits: int, signed: bool) -> tuple[int, int]:
         raise ValueError(
             f"{name}: bits must be between {least} and 8 ({'signed' if signed else 'unsigned'}), got {bits}"
         )
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    # powers, not shifts: torch 2.11 compiles no shift where bits is symbolic
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)

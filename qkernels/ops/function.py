@@ -8,6 +8,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
+def _exporting_flag() -> bool:
+    return torch.compiler._is_exporting_flag
+
+
+# Before torch 2.13 torch.compiler.is_exporting is True wherever torch.compile traces, too.
+is_exporting = torch.compiler.is_exporting if torch.__version__ >= (2, 13) else _exporting_flag
+
+
 def once_differentiable(backward: Callable) -> Callable:
     """torch's decorator of this name, whose checks are skipped where no second derivative can be asked for."""
     checked = torch.autograd.function.once_differentiable(backward)
@@ -33,7 +41,7 @@ def call(function: type[torch.autograd.Function], forward: Callable, *args):
     Function to its signature at every call, which costs more than a kernel does on a small tensor; only torch.func and
     the compiler need it. An exported graph is for inference and has no derivatives.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return forward(*args)
     if torch.compiler.is_compiling():
         return function.apply(*args) if _needed(args) else forward(*args)

@@ -23,7 +23,7 @@ def channel_error_kernel(
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     k = round_even(clamp(tl.div_rn(x, s), qmin, qmax))
     sums = ds_ptr + rows * columns + pid % columns
-    size = C.to(tl.int64) * columns
+    size = tl.full((), columns, tl.int64) * C  # Triton makes an argument that is 1 a plain int, without .to
     tl.store(sums, tl.sum(x * x, axis=1), mask=inside)
     tl.store(sums + size, tl.sum(k * x, axis=1), mask=inside)
     tl.store(sums + 2 * size, tl.sum(k * k, axis=1), mask=inside)

@@ -79,12 +79,12 @@ class CPQ:
 
     @property
     def n_levels(self) -> int:
-        return (1 << self.bits) - (self.symmetric or self.dropbits is not None)
+        return 2**self.bits - (self.symmetric or self.dropbits is not None)
 
     @property
     def n_gates(self) -> int:
         """How many gates dropbits has."""
-        return self.bits - 1 if self.dropbits == "bitwise" else (1 << self.bits - 1) - 1
+        return self.bits - 1 if self.dropbits == "bitwise" else 2 ** (self.bits - 1) - 1
 
     def module(
         self, shape: Sequence[int] | None, *, dtype: torch.dtype | None, device: torch.device | str | None

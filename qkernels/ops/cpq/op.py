@@ -6,7 +6,7 @@ from torch import Tensor
 from qkernels import backends
 from qkernels.ops import blocks
 from qkernels.ops.dropbits import op as dropbits
-from qkernels.ops.function import call, once_differentiable
+from qkernels.ops.function import call, is_exporting, once_differentiable
 
 from . import reference
 
@@ -118,7 +118,7 @@ def cpq(
     x, (step, sigma), restore = blocks.prepare("cpq", x, step=step, sigma=sigma)
     if keep is not None:
         return restore(dropbits.dropbits(x, step, sigma, keep, bits, backend))
-    if backend is None and torch.compiler.is_exporting():  # a graph for inference, on whatever device it will run
+    if backend is None and is_exporting():  # a graph for inference, on whatever device it will run
         return restore(_fwd(x.contiguous(), step.contiguous(), sigma.contiguous(), qmin, qmax, "auto"))
     backend = backends.resolve("cpq", x, backend)
     if backend == "reference":

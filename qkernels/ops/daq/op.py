@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import call, once_differentiable
+from qkernels.ops.function import call, is_exporting, once_differentiable
 
 from . import reference
 
@@ -113,9 +113,7 @@ def daq(
     if scale is None:
         scale = torch.ones(1, dtype=torch.float32, device=x.device if isinstance(x, Tensor) else None)
     x, (lower, upper, scale), restore = blocks.prepare("daq", x, lower=lower, upper=upper, scale=scale)
-    if (
-        not eps and backend is None and torch.compiler.is_exporting()
-    ):  # a graph for inference, on whatever device it will run
+    if not eps and backend is None and is_exporting():  # a graph for inference, on whatever device it will run
         return restore(_fwd(*(t.contiguous() for t in (x, lower, upper, scale)), n, signed, "auto"))
     if eps and backend is None:
         backend = "reference"
@@ -173,7 +171,7 @@ def largest_code(name: str, bits: int, signed: bool, symmetric: bool) -> int:
     if not 1 + symmetric <= bits <= 8:
         kind = "symmetric" if symmetric else "signed" if signed else "unsigned"
         raise ValueError(f"{name}: bits must be between {1 + symmetric} and 8 ({kind}), got {bits}")
-    return (1 << bits) - (2 if symmetric else 1)
+    return 2**bits - (2 if symmetric else 1)
 
 
 def checked_shape(name: str, gamma: float, sigma: float | None, signed: bool) -> tuple[float, float]:

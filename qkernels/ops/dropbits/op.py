@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qkernels import backends
-from qkernels.ops.function import call, once_differentiable
+from qkernels.ops.function import call, is_exporting, once_differentiable
 
 from . import reference
 
@@ -51,7 +51,7 @@ class _DropBits(torch.autograd.Function):
 def dropbits(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int, backend: str | None) -> Tensor:
     """``cpq`` with gates, after its checks: step, sigma float32 [P]; see ``qkernels.cpq``."""
     keep = check_keep(x, keep, bits)
-    if backend is None and torch.compiler.is_exporting():  # a graph for inference, on whatever device it will run
+    if backend is None and is_exporting():  # a graph for inference, on whatever device it will run
         return _fwd(x.contiguous(), step.contiguous(), sigma.contiguous(), keep.contiguous(), bits, "auto")
     backend = backends.resolve("dropbits", x, backend)
     if backend == "reference":
@@ -70,7 +70,7 @@ def check_keep(x: Tensor, keep: Tensor, bits: int) -> Tensor:
         raise TypeError(f"cpq: keep must be a Tensor, got {type(keep).__name__}")
     if not keep.is_floating_point():
         raise TypeError(f"cpq: keep must be a float tensor, got {keep.dtype}")
-    lengths = sorted({bits - 1, (1 << bits - 1) - 1})
+    lengths = sorted({bits - 1, 2 ** (bits - 1) - 1})
     if keep.dim() != 1 or keep.shape[0] not in lengths:
         wanted = " or ".join(f"[{n}]" for n in lengths)
         raise ValueError(f"cpq: keep must have shape {wanted} at {bits} bits, got {list(keep.shape)}")

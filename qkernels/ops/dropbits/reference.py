@@ -18,7 +18,7 @@ def dropbits(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int) ->
     step, sigma = torch.where(sigma > 0, positive(step), torch.nan), positive(sigma)
     code = _choose(x, step, sigma, keep, bits)  # [P, L]
     s, sigma, gates = step.to(wide)[:, None], sigma.to(wide)[:, None], _gates(keep.to(wide), bits)  # [K]
-    top = (1 << bits - 1) - 1
+    top = 2 ** (bits - 1) - 1
     n = torch.arange(-top, top + 1, dtype=wide, device=x.device)  # [K]
     far = (top * s + _FAR * sigma).detach()
     v = torch.maximum(torch.minimum(x.to(wide).reshape(code.shape), far), -far)
@@ -42,9 +42,9 @@ def harden(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int) -> H
 
 def _levels(keep: Tensor, bits: int) -> list[tuple[int, int, Tensor]]:
     """(smallest magnitude, largest, gate) of each level; that of 0 is never dropped."""
-    runs = [(1 << k, (2 << k) - 1) for k in range(bits - 1)]
+    runs = [(2**k, 2 ** (k + 1) - 1) for k in range(bits - 1)]
     if keep.shape[0] != bits - 1:
-        runs = [(k, k) for k in range(1, 1 << bits - 1)]
+        runs = [(k, k) for k in range(1, 2 ** (bits - 1))]
     return [(0, 0, torch.ones_like(keep[0])), *((*run, gate) for run, gate in zip(runs, keep, strict=True))]
 
 
@@ -62,7 +62,7 @@ def _choose(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int) -> 
     """
     v = x.detach().to(torch.float32).reshape(step.shape[0], -1) / step.to(torch.float32)[:, None]
     rho = (step.to(torch.float32) / sigma.to(torch.float32))[:, None]
-    top = (1 << bits - 1) - 1
+    top = 2 ** (bits - 1) - 1
     a = torch.minimum(v.abs(), top + 100 / rho)  # further out nothing changes
     nearest = a.clamp(max=top).round()
     best = gate = score = distance = None

@@ -45,7 +45,7 @@ class LSQ:
 
     @property
     def n_levels(self) -> int:
-        return 1 << self.bits
+        return 2**self.bits
 
     def init(self, x: Tensor, P: int) -> dict[str, Tensor]:
         """{"step": float32 [P]}: the multiple of the paper's 2 * mean|x| / sqrt(qmax) with the least squared error.
@@ -80,4 +80,4 @@ class LSQ:
         return self.signed
 
     def _qmax(self) -> int:
-        return (1 << self.bits - self._signed()) - 1
+        return 2 ** (self.bits - int(self._signed())) - 1

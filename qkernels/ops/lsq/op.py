@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import call, once_differentiable
+from qkernels.ops.function import call, is_exporting, once_differentiable
 
 from . import reference
 
@@ -80,7 +80,7 @@ def lsq(
     """
     qmin, qmax = blocks.int_range("lsq", bits, signed)
     x, (step,), restore = blocks.prepare("lsq", x, step=step)
-    if backend is None and torch.compiler.is_exporting():  # a graph for inference, on whatever device it will run
+    if backend is None and is_exporting():  # a graph for inference, on whatever device it will run
         return restore(_fwd(x.contiguous(), step.contiguous(), qmin, qmax, "auto"))
     backend = backends.resolve("lsq", x, backend)
     if backend == "reference":

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import call, once_differentiable
+from qkernels.ops.function import call, is_exporting, once_differentiable
 
 from . import reference
 
@@ -54,7 +54,7 @@ def _grid(bits: int, grid: str) -> tuple[int, bool]:
     least = 1 if grid == "nozero" else 2
     if not least <= bits <= 8:
         raise ValueError(f"post: bits must be between {least} and 8 (grid {grid}), got {bits}")
-    return (1 << bits - 1) - (grid == "exact"), grid != "nozero"
+    return 2 ** (bits - 1) - (1 if grid == "exact" else 0), grid != "nozero"
 
 
 def post_levels(bits: int, grid: str = "exact") -> Tensor:
@@ -108,7 +108,7 @@ def post(
     """
     count, zero = _grid(bits, grid)
     w, (scale,), restore = blocks.prepare("post", w, scale=scale)
-    if backend is None and torch.compiler.is_exporting():  # a graph for inference, on whatever device it will run
+    if backend is None and is_exporting():  # a graph for inference, on whatever device it will run
         return restore(_fwd(w.contiguous(), scale.contiguous(), count, zero, "auto"))
     backend = backends.resolve("post", w, backend)
     if backend == "reference":

@@ -73,7 +73,7 @@ class DQ:
 
     @property
     def n_levels(self) -> int:
-        return 1 << self.bits
+        return 2**self.bits
 
     def module(self, shape: Sequence[int] | None, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         from qkernels.nn import dq

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.function import call, once_differentiable
+from qkernels.ops.function import call, is_exporting, once_differentiable
 
 from . import reference
 
@@ -81,7 +81,7 @@ def soft_assign(
     if not isinstance(hard, bool):
         raise TypeError(f"soft_assign: hard must be a bool, got {type(hard).__name__}")
     x, levels, (temperature,), restore = blocks.prepare_levels("soft_assign", x, levels, temperature=temperature)
-    if backend is None and torch.compiler.is_exporting():  # a graph for inference, on whatever device it will run
+    if backend is None and is_exporting():  # a graph for inference, on whatever device it will run
         return restore(_fwd(x.contiguous(), levels.contiguous(), temperature.contiguous(), hard, "auto"))
     backend = backends.resolve("soft_assign", x, backend)
     if backend == "reference":
