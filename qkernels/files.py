@@ -75,12 +75,14 @@ def write(path: Path | str, weights: dict[str, LutWeight], tensors: dict[str, Te
         config: anything json can hold; ``read`` gives it back.
 
     Raises:
-        ValueError: a name taken twice, a tensor that is not plain, dense and of a common dtype, NaN or infinity in
-            ``config``.
+        ValueError: a name taken twice, a tensor that is not plain, dense and of a common dtype, a weight that fails its
+            ``check`` (levels that are not finite), NaN or infinity in ``config``.
         TypeError: a ``config`` that json cannot hold.
     """
     stored, listing = dict(tensors), {}
     for name, w in weights.items():
+        with _naming(name):
+            w.check()
         N, K = matrix_shape(w.shape)
         layout = _layout(N, K, w.bits)
         listing[name] = {"bits": w.bits, "group_size": w.group_size, "shape": list(w.shape), "layout": layout}

@@ -192,6 +192,12 @@ def test_it_is_deterministic():
     assert torch.equal(results[0][0], results[1][0])
 
 
+def test_a_model_on_the_meta_device_has_shapes():
+    layer = QuantLinear(nn.Linear(16, 8), weight=qk.POST(bits=4), activation=qk.ASQ(bits=4))
+    layer(torch.randn(3, 16))
+    assert layer.to("meta")(torch.randn(5, 16, device="meta")).shape == (5, 8)
+
+
 def test_it_compiles_whole():
     torch._dynamo.reset()
     q, x = adaptive(), randn(4, 16, 5, 5).relu().requires_grad_()

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.utils.parametrize
 from torch import nn
 
 import qkernels as qk
@@ -97,6 +98,24 @@ def test_a_changed_parameter_is_seen_however_it_was_changed():
             change(quantizer)
             got = quantizer(x)
         assert torch.equal(bits_of(got), bits_of(quantizer(x.clone().requires_grad_()).detach()))
+
+
+def test_a_parametrized_step_is_seen():
+    """The parameter lies elsewhere then, and the attribute is computed."""
+    quantizer, x = make(qk.LSQ(bits=4)), randn(5, 48)
+    with torch.no_grad():
+        before = quantizer(x)
+        torch.nn.utils.parametrize.register_parametrization(quantizer, "step", Twice())
+        after = quantizer(x)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, qk.lsq(x, quantizer.step, bits=4))
+        quantizer.parametrizations.step.original.mul_(1.5)
+        assert torch.equal(quantizer(x), qk.lsq(x, quantizer.step, bits=4))
+
+
+class Twice(nn.Module):
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        return 2 * t
 
 
 def test_other_layouts_dtypes_and_errors_are_as_before():

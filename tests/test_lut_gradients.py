@@ -295,6 +295,21 @@ def test_what_trains_is_chosen_and_can_be_taken_back():
     assert "trains levels and scale" in repr(layer.train_table())
 
 
+def test_a_frozen_table_trains_again():
+    layer = packed().train_table()
+    layer.requires_grad_(False)
+    layer.train_table(levels=True, scale=False)
+    assert layer.levels.requires_grad and not layer.scale.requires_grad
+
+
+def test_a_table_that_diverged_is_not_saved(tmp_path):
+    model = nn.Sequential(packed().train_table())
+    with torch.no_grad():
+        model[0].levels[1] = torch.nan
+    with pytest.raises(ValueError, match="^0: LutWeight: levels must be finite"):
+        qk.save_packed(model, tmp_path)
+
+
 def test_a_convolutions_table_trains_too():
     torch.manual_seed(0)
     quant = qk.nn.QuantConv2d(nn.Conv2d(4, 6, 3), weight=qk.POST(bits=4))

@@ -164,6 +164,21 @@ def test_shapes_and_layouts():
     assert torch.equal(qk.lut_linear_int(x, torch.tensor([0.1]), half), want(x, torch.full((12,), 0.1), half))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_has_a_gradient_and_nothing_says_it_has(backend):
+    w, x = make(16, 64), integers(3, 64, torch.int8)
+    bias, step = torch.zeros(16, requires_grad=True), torch.ones(1, requires_grad=True)
+    w.levels.requires_grad_()
+    assert not qk.lut_linear_int(x, step, w, bias, backend=backend).requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_that_is_not_positive_gives_nan(backend):
+    w, x = make(16, 64), integers(4, 64, torch.int8)
+    y = qk.lut_linear_int(x, torch.tensor([1.0, 0.0, -1.0, 0.5]), w, backend=backend)
+    assert y[1:3].isnan().all() and y[[0, 3]].isfinite().all()
+
+
 def test_not_finite_steps_and_biases_stay_in_their_place():
     w, x, step, bias = make(24, 64, 24), integers(3, 64, torch.uint8), torch.rand(3), randn(24)
     plain = qk.lut_linear_int(x, step, w, bias)

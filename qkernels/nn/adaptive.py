@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..ops.asq import op
 from ..ops.asq.config import ASQ
 from ..ops.asq.reference import step_of
-from ..ops.function import is_inference
+from ..ops.function import is_inference, no_autocast
 from .quantizer import Quantizer, replace_modules
 
 _RATIO, _LEAST_CHANNELS = 4, 8  # of the release
@@ -79,7 +79,7 @@ class AdaptiveStep(Quantizer):
         a = x.detach() if self.config.detach_adapter_input else x
         if self.dim == -3:  # a sum's gradient is a view, a mean's a tensor like x
             a = a.sum((-2, -1), dtype=torch.float32) * (1 / max(x.shape[-1] * x.shape[-2], 1))
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             h = a.reshape(-1, self.channels).float()
             for layer in self.adapter:
                 linear = isinstance(layer, nn.Linear)

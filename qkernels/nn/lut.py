@@ -73,7 +73,9 @@ class _Lut(nn.Module):
         """
         for name, trains in (("levels", levels), ("scale", scale)):
             value = getattr(self, name)
-            if trains != isinstance(value, nn.Parameter):
+            if trains and isinstance(value, nn.Parameter):
+                value.requires_grad_()
+            elif trains != isinstance(value, nn.Parameter):
                 delattr(self, name)
                 if trains:
                     self.register_parameter(name, nn.Parameter(value.detach().clone()))

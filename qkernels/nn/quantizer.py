@@ -80,7 +80,7 @@ class Quantizer(nn.Module):
 
         Made anew when a value changes, by whatever way; so on a CPU only, where to read one is not to wait for it.
         """
-        parameters = self._parameters.values()
+        parameters = [getattr(self, name) for name in self.method(self.config).parameters]
         if not self._activation or not hasattr(self.config, "fixed") or not is_inference(x, *parameters):
             return None
         if type(x) is not Tensor or x.dtype not in FLOATS or not x.is_contiguous():

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,6 +26,12 @@ def once_differentiable(backward: Callable) -> Callable:
         return checked(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
 
     return call
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """No autocast on x's device; where it has none, as the meta device, nothing."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def is_inference(*tensors: Tensor) -> bool:

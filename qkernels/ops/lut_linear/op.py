@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qkernels import backends
-from qkernels.ops.function import call, once_differentiable
+from qkernels.ops.function import call, no_autocast, once_differentiable
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape, unpack_t16
 
 from . import reference
@@ -67,7 +67,7 @@ def _linear_table(g, x, codes, levels, scale, bits, group_size, n, k, of_levels,
     g, x = g.to(wide), x.to(wide)
 
     def of_rows(rows: slice) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return g[:, rows].T @ x
 
     return _table(of_rows, codes, levels, scale, bits, group_size, n, k, of_levels, of_scale)
@@ -122,7 +122,7 @@ for _backend in (*backends.NAMES, "auto"):  # a training step's time is in the p
 def _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend):
     """For many rows: a part of the weight as floats, made by ``backend``, and the library's matmul."""
     y, wide = x.new_empty(x.shape[0], n), x.float()  # the weight stays exact: not in x's dtype
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k, backend):
             y[:, rows] = F.linear(wide, weight, None if bias is None else bias[rows].float())
     return y

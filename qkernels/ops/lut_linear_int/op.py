@@ -60,13 +60,15 @@ def lut_linear_int(
     Args:
         x: [..., K], int8 or uint8: activations in units of step. Of ``h = qk.harden("lsq", x, step, ...)`` they are
             ``h.codes`` if unsigned, else ``(h.codes.int() + qmin).to(torch.int8)``.
-        step: [P], float: the unit of x; x's rows split into P equal blocks (1: one for all; ASQ has one a sample).
+        step: [P], float, positive: the unit of x; x's rows split into P equal blocks (1: one for all; ASQ has one a
+            sample). step <= 0 gives NaN there.
         w: a packed weight [N, K] or [N, ...]. Its levels are integers up to 16 of a unit that is a power of 2 (LSQ, CPQ
             and DAQ of up to 4 bits), or 0 and +-2**(j/2), the largest at most 2**4 times the smallest (POST of up to 4
             bits, any grid).
         bias: [N], float, or None.
-        backend: "reference" | "cpu" (codes of 4 bits, or of 8 bits with at most 32 levels); None: the fastest that can
-            run, chosen at each call, in an exported graph too.
+        backend: "reference" | "cpu" (codes of 4 bits, or of 8 bits with at most 32 levels; other codes take the
+            reference, for which ``lut_linear`` is the faster one); None: the fastest that can run, chosen at each call,
+            in an exported graph too.
 
     Returns:
         [..., N], float32.
@@ -106,7 +108,9 @@ def lut_linear_int(
         if backend == "cpu" and (why := _unread(w.levels, w.bits)):
             raise NotImplementedError(f"lut_linear_int on {x.device}: cpu: {why}")
     steps = step.detach().float().repeat_interleave(rows.shape[0] // step.shape[0])
-    args = (w.codes, w.levels, w.scale, bias, w.bits, w.group_size, n, k, backend or "auto")
+    steps = torch.where(steps > 0, steps, torch.nan)
+    bias = None if bias is None else bias.detach()
+    args = (w.codes, w.levels.detach(), w.scale.detach(), bias, w.bits, w.group_size, n, k, backend or "auto")
     return _op(rows, steps, *args).reshape(*x.shape[:-1], n)
 
 

@@ -1,4 +1,4 @@
-"""Integer activations times a packed weight on powers of sqrt(2) or on integers, in int64: the definition."""
+"""Integer activations times a packed weight on powers of sqrt(2) or on integers, summed exactly: the definition."""
 
 import math
 from functools import lru_cache
@@ -88,12 +88,13 @@ def lut_linear_int(
     A segment is up to 4096 columns of a group. Its sum is exact, and rounded once; so is its product with the scale,
     and the sum over segments, one after another. Then the product with unit * step, then the bias.
     """
-    weight = levels.whole().to(codes.device)[codes.long()]
+    weight = levels.whole().double().to(codes.device)[codes.long()]
     total = torch.zeros(x.shape[0], codes.shape[0], device=x.device)
     for group in range(scale.shape[1]):
         end = (group + 1) * group_size
         for start in range(group * group_size, end, SEGMENT):
             part = slice(start, min(start + SEGMENT, end))
-            total += (x[:, part].long() @ weight[:, part].T).float() * scale[:, group].float()
+            sums = x[:, part].double() @ weight[:, part].T  # exact: integers below 2**31
+            total += sums.float() * scale[:, group].float()
     y = total * (step * levels.unit)[:, None]
     return y if bias is None else y + bias.float()
