@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 native := $(wildcard csrc/*/*) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test bench gpu lint clean
+.PHONY: demo test bench gpu gpu-build gpu-test gpu-bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -21,20 +21,35 @@ lint: $(VENV)/.built
 	$(BIN)/ruff format --check .
 
 # On a machine with a GPU, a CUDA build of torch, Triton and nvcc, into the Python that is there: build, every test that
-# runs on the GPU, every bench. OUT/<gpu>*.jsonl are what belongs in bench/results/.
+# runs on the GPU, every bench; each step goes on after a failure of the one before it. OUT/<gpu>*.jsonl are what belongs
+# in bench/results/.
 OUT ?= out/gpu
-gpu:
+WORKERS ?= $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && printf '%s' '-n 8 --dist worksteal')
+gpu: gpu-build
+	$(MAKE) gpu-test; tests=$$?; $(MAKE) gpu-bench && exit $$tests
+
+gpu-build:
 	mkdir -p $(OUT)
 	$(PYTHON) setup.py build_ext --inplace > $(OUT)/build.txt 2>&1 || { tail -n 30 $(OUT)/build.txt; exit 1; }
-	$(PYTHON) -m qkernels | tee $(OUT)/table.txt
-	$(PYTHON) -m pytest -q --maxfail=30 -p no:cacheprovider tests/test_ops.py tests/test_gpu.py tests/test_matmul.py tests/test_pack.py tests/test_nn.py tests/test_nn_refusals.py > $(OUT)/tests.txt 2>&1; \
-	  status=$$?; tail -n 40 $(OUT)/tests.txt; \
-	  gpu="$(OUT)/$$($(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')" && \
-	  $(PYTHON) -m bench quant --device cuda --json "$$gpu.jsonl" && \
-	  for backend in cuda triton; do \
-	    QKERNELS_BACKEND=$$backend $(PYTHON) -m bench matmul --device cuda --json "$$gpu-matmul-$$backend.jsonl" || exit 1; \
-	  done && \
-	  QKERNELS_BACKEND=cuda QKERNELS_WGMMA=1 $(PYTHON) -m bench matmul --device cuda --rows 128 256 512 --json "$$gpu-matmul-wgmma.jsonl" && \
+	$(PYTHON) -m qkernels | tee -a $(OUT)/build.txt
+	$(PYTHON) -c 'from qkernels import backends; assert "cuda" in backends.backends_of("lsq"), "built without CUDA kernels"'
+
+gpu-test:
+	mkdir -p $(OUT); : > $(OUT)/tests.txt; status=0; \
+	  for files in tests/test_gpu.py "tests/test_matmul.py tests/test_pack.py tests/test_nn.py tests/test_nn_refusals.py" tests/test_ops.py; do \
+	    $(PYTHON) -m pytest -v --tb=short -p no:cacheprovider $(WORKERS) $$files >> $(OUT)/tests.txt 2>&1 || status=1; \
+	    tail -n 1 $(OUT)/tests.txt; \
+	  done; \
+	  grep -E "^(FAILED|ERROR) " $(OUT)/tests.txt | head -n 60; exit $$status
+
+gpu-bench:
+	mkdir -p $(OUT); status=0; \
+	  gpu="$(OUT)/$$($(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')"; \
+	  matmul="$(PYTHON) -m bench matmul --device cuda --json $$gpu-matmul"; \
+	  $(PYTHON) -m bench quant --device cuda --json "$$gpu.jsonl" || status=1; \
+	  QKERNELS_BACKEND=cuda $$matmul-cuda.jsonl || status=1; \
+	  QKERNELS_BACKEND=cuda QKERNELS_WGMMA=1 $$matmul-wgmma.jsonl --rows 128 256 512 || status=1; \
+	  QKERNELS_BACKEND=triton $$matmul-triton.jsonl --bits 4 2 --rows 1 16 128 || status=1; \
 	  exit $$status
 
 $(VENV)/.ready: constraints.txt
@@ -50,7 +65,7 @@ $(VENV)/.ready: constraints.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.ready $(native)
-	@echo "[3/3] building the kernels (two minutes on two cores)"
+	@echo "[3/3] building the kernels (three minutes on two cores)"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e . \
 	  || { echo "the build failed; see the messages above"; exit 1; }
 	@touch $@

@@ -32,20 +32,21 @@ def missing() -> str | None:
     return None
 
 
-def cuda_version() -> str:
-    """torch's CUDA version if its kernels can be built here, else ""; refuses an nvcc of another major version."""
+def cuda() -> tuple[str, str]:
+    """(torch's CUDA version, nvcc) if kernels can be built for it here, else ""; refuses another major version."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
     if not torch.version.cuda or not CUDA_HOME:
-        return ""
-    said = subprocess.run([f"{CUDA_HOME}/bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+        return "", ""
+    compiler = f"{CUDA_HOME}/bin/nvcc"
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     nvcc = said.split("release ")[1].split(",")[0]
     if nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:
         raise SystemExit(
             f"qkernels: nvcc and torch must share a CUDA major version, got {nvcc} and {torch.version.cuda}"
         )
-    return torch.version.cuda
+    return torch.version.cuda, compiler
 
 
 class CMakeBuild(build_ext):
@@ -61,6 +62,7 @@ class CMakeBuild(build_ext):
         out = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # fixed, so that a second build is incremental
         build.mkdir(parents=True, exist_ok=True)
+        version, nvcc = cuda()
         subprocess.check_call(
             [
                 *("cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)),
@@ -69,7 +71,8 @@ class CMakeBuild(build_ext):
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
                 f"-DTORCH_INCLUDE={';'.join(include_paths())}",
                 f"-DTORCH_LIB={';'.join(library_paths())}",
-                f"-DQK_CUDA_VERSION={cuda_version()}",
+                f"-DQK_CUDA_VERSION={version}",
+                *([f"-DCMAKE_CUDA_COMPILER={nvcc}"] if nvcc else []),
             ]
         )
         subprocess.check_call(["cmake", "--build", str(build)])

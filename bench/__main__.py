@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,10 @@ def machine(device: str) -> dict:
             if line.startswith("model name")
         ]
         cpu = f"{names[0]} x{os.cpu_count()}" if names else cpu
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    commit = "unknown"
+    if shutil.which("git"):
+        described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+        commit = described.stdout.strip() or commit
     return {
         "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu, "threads": torch.get_num_threads(),
         "isa": torch.ops.qkernels_cpu.isa("") if device == "cpu" else "", "python": platform.python_version(),

@@ -58,6 +58,6 @@ def _verify(case: Case | Other, backend: str, dtype: torch.dtype, device: str) -
     try:
         for _ in run:
             calls += 1
-    except (AssertionError, RuntimeError) as error:  # a kernel that cannot be launched is a result too
-        problem = str(error).strip().splitlines()[0]
+    except Exception as error:  # a kernel that cannot be compiled or launched is a result too
+        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
     return Verified(case.name, backend, str(dtype).removeprefix("torch."), calls, problem)

@@ -103,6 +103,27 @@ def test_packed_weights_multiply_integers_exactly(backend, bits, N, K, P):
             assert torch.equal(qk.lut_linear(x.to(dtype), w, bias, backend=backend), (want + bias).to(dtype))
 
 
+# What the other weights do not reach on a device of this size: several stripes a block, fewer warps, K in parts; with
+# scales of 32 columns too.
+SPREAD = [(1024, 8192, 64), (16, 16384, 16), (16, 16384, 16 * 512), (14336, 4096, 14336 * 32), (40000, 256, 40000)]
+
+
+@pytest.mark.parametrize("bits", tuple(PLANES))
+@pytest.mark.parametrize(("N", "K", "P"), SPREAD)
+def test_decoding_is_right_however_it_is_spread(bits, N, K, P):
+    if "cuda" not in LUT:
+        pytest.skip("no CUDA kernels in this build")
+    w, whole = make(N, K, bits=bits, P=P).to("cuda"), make(N, K, bits=bits, P=P, integers=True)
+    whole = qk.LutWeight.pack(whole.unpack(), whole.levels.clamp(-8, 7), torch.ones(P), bits=bits).to("cuda")
+    for M in (1, 9, MOST_ROWS):
+        for dtype in (torch.float16, torch.bfloat16):
+            x = randint(M, K).cuda()
+            want = x.double() @ whole.dequantize().double().T
+            assert torch.equal(qk.lut_linear(x.to(dtype), whole, backend="cuda"), want.to(dtype))
+            x = randn(M, K).to("cuda", dtype)
+            assert_twice_as_good(qk.lut_linear(x, w, backend="cuda"), x, w.dequantize(), None)
+
+
 @pytest.mark.parametrize("bits", tuple(PLANES))
 @pytest.mark.parametrize(("N", "K", "P"), [w for w in WEIGHTS if w[1] * w[0] // w[2] % 64 == 0 or w[0] == w[2]])
 def test_the_wgmma_kernel_multiplies_integers_exactly_and_sums_as_well_as_plain_pytorch(bits, N, K, P, monkeypatch):

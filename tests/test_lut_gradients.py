@@ -227,6 +227,14 @@ def packed(n: int = 20, k: int = 64) -> LutLinear:
     return LutLinear.from_quant(layer)
 
 
+def test_gradients_of_each_sample_are_those_of_one_alone():
+    """vmap over grad, where a warning of a missing batching rule would be an error."""
+    w, xs = make(20, 64, P=20), randn(3, 2, 64)
+    gradient = torch.func.grad(lambda x: qk.lut_linear(x, w).square().sum())
+    each = torch.stack([gradient(x) for x in xs])
+    torch.testing.assert_close(torch.func.vmap(gradient)(xs), each)
+
+
 def test_a_layers_table_trains_and_its_codes_stay():
     """Levels and scales fitted to a weight that they were not made for; rows of the padding stay 0."""
     model = nn.Sequential(packed()).train()

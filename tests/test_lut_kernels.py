@@ -10,6 +10,7 @@ from qkernels.ops.lut_linear import op
 from qkernels.ops.lut_linear.plan import MOST_COLUMNS, MOST_PREFILL_ROWS, MOST_ROWS, Plan, pick
 from qkernels.pack import PLANES, LutWeight
 
+from .test_gpu import SPREAD
 from .test_matmul import make, randint, randn
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py runs it on the GPU")
@@ -120,6 +121,12 @@ def test_a_plan_covers_the_weight_within_the_limits_of_a_grid(N, K, bits, sms):
     assert plan.kernel == "decode" and plan.warps in (1, 2, 4, 8) and plan.stripes % (8 // plan.warps) == 0
     assert 1 <= plan.splits <= max(1, -(-K // (128 if bits == 8 else 256)))
     assert -(-N // (16 * plan.stripes)) <= 65535
+
+
+def test_the_weights_of_test_gpu_are_spread_in_every_way():
+    plans = {pick(1, N, K, bits, torch.bfloat16, 132) for N, K, _ in SPREAD for bits in PLANES}
+    assert max(p.splits for p in plans) > 4 and max(p.stripes for p in plans) > 1
+    assert {p.warps for p in plans} >= {1, 2, 8}
 
 
 @pytest.mark.parametrize(("N", "K"), [(4096, 4096), (14336, 4096), (4096, 14336), (28672, 8192), (8192, 28672)])

@@ -21,12 +21,14 @@ class DropBitsQuantizer(Quantizer):
     """``Quantizer`` with the gates of ``qkernels.CPQ(dropbits=...)``: one more parameter, ``logits``.
 
     In training mode the gates are drawn from ``logits``, once a step: the first call after a backward draws anew, and
-    a call from inside a backward (activation checkpointing) gets the gates that it is to recompute; compiled or not.
-    The buffer ``draws`` (int64 [1]) is the seed of the present ones; it starts from the weight, so that layers differ
-    and runs agree, goes up by one a draw, and is in the state dict, so that a run that is resumed draws what it would
-    have drawn. (Where neither x nor a parameter here is trained, no backward tells that a step is over: each call, or
-    compiled graph, draws, and what is recomputed is the last one.) In a distributed run every rank draws the same
-    gates; where the logits are sharded, ``penalty``, ``effective_bits`` and ``harden`` are collective calls.
+    a call from inside a backward (activation checkpointing) gets the present gates, which it is to recompute; compiled
+    or not. (So with checkpointing no other step may draw between a step's forward and its backward, as pipeline
+    schedules such as 1F1B have it. Without checkpointing that is no matter.) The buffer ``draws`` (int64 [1]) is the
+    seed of the present gates; it starts from the weight, so that layers differ and runs agree, goes up by one a draw,
+    and is in the state dict, so that a run that is resumed draws what it would have drawn. (Where neither x nor a
+    parameter here is trained, no backward tells that a step is over: each call, or compiled graph, draws, and what is
+    recomputed is the last one.) In a distributed run every rank draws the same gates; where the logits are sharded,
+    ``penalty``, ``effective_bits`` and ``harden`` are collective calls.
 
     In eval mode the gates are those without noise, and so are ``harden``, ``effective_bits`` and what is packed.
     """

@@ -233,7 +233,7 @@ def _times_weight(g, codes, levels, scale, bits, group_size, n, k, wide) -> Tens
     """g [M, N] times the weight [N, K] -> [M, K] in dtype wide."""
     dx = g.new_zeros(g.shape[0], k, dtype=wide)
     for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k):
-        dx.addmm_(g[:, rows].to(wide), weight.to(wide))
+        dx = torch.addmm(dx, g[:, rows].to(wide), weight.to(wide))  # not in place: vmap has no rule for that
     return dx
 
 
