@@ -21,47 +21,16 @@ QK_IN F dot_pairs(F sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum.v, 
 // As `direct` in lut_linear_simd.cpp; x: pairs, [K rounded up to 32, / 2][M].
 template <int bits, int R, int M>
 void pairs(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, const float* bias, float* y) {
-  using C = Codes<bits>;
-  const C codes(w);
   uint16_t high[32];  // the upper half of each level; only the lowest bits of an index are the code
   for (int i = 0; i < 32; i++) high[i] = uint16_t(qk::bits_of(w.levels[i & ((1 << bits) - 1)]) >> 16);
   const __m512i table = _mm512_loadu_si512(high);
-  const int64_t blocks = (w.K + kBlock - 1) / kBlock;
-  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
-  I words[R][C::kWords];
-  F d[R][M], total[R][M];
-  for (int r = 0; r < R; r++)
-    for (int m = 0; m < M; m++) total[r][m] = d[r][m] = F(0.0f);
-  Segment segment(w);
-  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
-    for (int r = 0; r < R; r++) codes.load(at(r), start, words[r]);
-    for (int first = 0; first < C::kBlocks; first += C::kSteps) {
-      QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
-        const int64_t block = start + first + s;
-        if (block >= blocks) break;
-        for (int t = 0; t < 4; t++) {
-          const uint32_t* from = x + (block * kBlock / 2 + 4 * t) * M;
-          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
-          C::template octet<4>(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
-            const __m512i levels = _mm512_permutexvar_epi16(code.v, table);
-            for (int m = 0; m < M; m++) d[r][m] = dot_pairs(d[r][m], levels, _mm512_set1_epi32(int(from[i * M + m])));
-          });
-        }
-        if ((block + 1) * kBlock >= segment.end) {
-          for (int r = 0; r < R; r++) {
-            const F scale = segment.scale(w, at(r));
-            for (int m = 0; m < M; m++) {
-              total[r][m] = fused(d[r][m], scale, total[r][m]);
-              d[r][m] = F(0.0f);
-            }
-          }
-          segment.next(w);
-        }
-      }
-    }
-  }
+  Sums<R, M> sums;
+  over_columns<bits, R, 4>(w, stripe, end, [&](int64_t k, int i, int r, I code) QK_INLINE_LAMBDA {
+    const __m512i levels = _mm512_permutexvar_epi16(code.v, table);
+    for (int m = 0; m < M; m++) sums.d[r][m] = dot_pairs(sums.d[r][m], levels, _mm512_set1_epi32(int(x[(k / 2 + i) * M + m])));
+  }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA { sums.end_segment(scale); });
   for (int r = 0; r < R && stripe + r < end; r++)
-    for (int m = 0; m < M; m++) finish(w, stripe + r, total[r][m], bias, y + m * w.N);
+    for (int m = 0; m < M; m++) finish(w, stripe + r, sums.total[r][m], bias, y + m * w.N);
 }
 
 template <int bits>

@@ -22,45 +22,14 @@ constexpr int kTile = 4, kPair = 1;
 // `end` and beyond are computed as the last one again, and not written.
 template <int bits, class Levels, int R, int M>
 void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, float* y) {
-  using C = Codes<bits>;
-  const C codes(w);
   const Levels table(w);
-  const int64_t blocks = (w.K + kBlock - 1) / kBlock;
-  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
-  I words[R][C::kWords];
-  F d[R][M], total[R][M];
-  for (int r = 0; r < R; r++)
-    for (int m = 0; m < M; m++) total[r][m] = d[r][m] = F(0.0f);
-  Segment segment(w);
-  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
-    for (int r = 0; r < R; r++) codes.load(at(r), start, words[r]);
-    for (int first = 0; first < C::kBlocks; first += C::kSteps) {
-      QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
-        const int64_t block = start + first + s;
-        if (block >= blocks) break;
-        for (int t = 0; t < 4; t++) {
-          const float* from = x + (block * kBlock + 8 * t) * M;
-          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
-          C::octet(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
-            const F level = table(code);
-            for (int m = 0; m < M; m++) d[r][m] = fused(level, F(from[i * M + m]), d[r][m]);
-          });
-        }
-        if ((block + 1) * kBlock >= segment.end) {
-          for (int r = 0; r < R; r++) {
-            const F scale = segment.scale(w, at(r));
-            for (int m = 0; m < M; m++) {
-              total[r][m] = fused(d[r][m], scale, total[r][m]);
-              d[r][m] = F(0.0f);
-            }
-          }
-          segment.next(w);
-        }
-      }
-    }
-  }
+  Sums<R, M> sums;
+  over_columns<bits, R>(w, stripe, end, [&](int64_t k, int i, int r, I code) QK_INLINE_LAMBDA {
+    const F level = table(code);
+    for (int m = 0; m < M; m++) sums.d[r][m] = fused(level, F(x[(k + i) * M + m]), sums.d[r][m]);
+  }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA { sums.end_segment(scale); });
   for (int r = 0; r < R && stripe + r < end; r++)
-    for (int m = 0; m < M; m++) finish(w, stripe + r, total[r][m], bias, y + m * w.N);
+    for (int m = 0; m < M; m++) finish(w, stripe + r, sums.total[r][m], bias, y + m * w.N);
 }
 
 // sums [M][R vectors] += (levels [columns][R vectors] times x [columns][M]) * scale.
@@ -94,42 +63,20 @@ template <int M> Tile tile_of(int64_t rows) {
 template <int bits, class Levels>
 void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
                     float* y, float* sums) {
-  using C = Codes<bits>;
   constexpr int R = kPair;
-  const C codes(w);
   const Levels table(w);
-  const int64_t blocks = (w.K + kBlock - 1) / kBlock, tiles = (M + T - 1) / T;
+  const int64_t padded = (w.K + kBlock - 1) / kBlock * kBlock, tiles = (M + T - 1) / T;
   const Tile multiply = tile_of<kTile>(T);
-  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
   memset(sums, 0, tiles * T * R * kLanes * sizeof(float));
-  I words[R][C::kWords];
   alignas(64) float levels[kSegment * R * kLanes];
-  Segment segment(w);
   int64_t begin = 0;  // of the segment
-  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
-    for (int r = 0; r < R; r++) codes.load(at(r), start, words[r]);
-    for (int first = 0; first < C::kBlocks; first += C::kSteps) {
-      QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
-        const int64_t block = start + first + s, k = block * kBlock;
-        if (block >= blocks) break;
-        for (int t = 0; t < 4; t++) {
-          float* to = levels + (k - begin + 8 * t) * R * kLanes;
-          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
-          C::octet(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA {
-            store(to + (i * R + r) * kLanes, table(code));
-          });
-        }
-        if (k + kBlock >= segment.end) {
-          F scale[R];
-          for (int r = 0; r < R; r++) scale[r] = segment.scale(w, at(r));
-          for (int64_t i = 0; i < tiles; i++)
-            multiply(levels, x + (i * blocks * kBlock + begin) * T, k + kBlock - begin, scale, sums + i * T * R * kLanes);
-          begin = k + kBlock;
-          segment.next(w);
-        }
-      }
-    }
-  }
+  over_columns<bits, R>(w, stripe, end, [&](int64_t k, int i, int r, I code) QK_INLINE_LAMBDA {
+    store(levels + ((k - begin + i) * R + r) * kLanes, table(code));
+  }, [&](int64_t k, const F* scale) QK_INLINE_LAMBDA {
+    for (int64_t i = 0; i < tiles; i++)
+      multiply(levels, x + (i * padded + begin) * T, k - begin, scale, sums + i * T * R * kLanes);
+    begin = k;
+  });
   for (int64_t m = 0; m < M; m++)
     for (int r = 0; r < R && stripe + r < end; r++)
       finish(w, stripe + r, load(sums + (m * R + r) * kLanes), bias, y + m * w.N);

@@ -287,6 +287,55 @@ struct Segment {
   QK_HD F scale(const Packed& w, int64_t stripe) const { return load(w.scale + (stripe * w.G + group) * kStripe); }
 };
 
+// R stripes from `stripe` on, column after column: each(k, i, r, code) for column k + i of stripe r, k a multiple of 8 and
+// i < n (see Codes::octet); at the end of a segment done(k, scale), k its end and scale that of each stripe. Those at `end`
+// and beyond are the last one again.
+template <int bits, int R, int n = 8, class Each, class Done>
+QK_IN void over_columns(const Packed& w, int64_t stripe, int64_t end, Each&& each, Done&& done) {
+  using C = Codes<bits>;
+  const C codes(w);
+  const int64_t blocks = (w.K + kBlock - 1) / kBlock;
+  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
+  I words[R][C::kWords];
+  Segment segment(w);
+  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
+    for (int r = 0; r < R; r++) codes.load(at(r), start, words[r]);
+    for (int first = 0; first < C::kBlocks; first += C::kSteps) {
+      QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
+        const int64_t block = start + first + s;
+        if (block >= blocks) break;
+        for (int t = 0; t < 4; t++) {
+          const int64_t k = block * kBlock + 8 * t;
+          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
+          C::template octet<n>(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA { each(k, i, r, code); });
+        }
+        if ((block + 1) * kBlock >= segment.end) {
+          F scale[R];
+          for (int r = 0; r < R; r++) scale[r] = segment.scale(w, at(r));
+          done((block + 1) * kBlock, scale);
+          segment.next(w);
+        }
+      }
+    }
+  }
+}
+
+// The sums of R stripes times M activation rows in registers: d of a segment, total of those before.
+template <int R, int M> struct Sums {
+  F d[R][M], total[R][M];
+  QK_HD Sums() {
+    for (int r = 0; r < R; r++)
+      for (int m = 0; m < M; m++) total[r][m] = d[r][m] = F(0.0f);
+  }
+  QK_HD void end_segment(const F* scale) {
+    for (int r = 0; r < R; r++)
+      for (int m = 0; m < M; m++) {
+        total[r][m] = fused(d[r][m], scale[r], total[r][m]);
+        d[r][m] = F(0.0f);
+      }
+  }
+};
+
 // The rows of a stripe that exist, of one activation row.
 QK_IN void finish(const Packed& w, int64_t stripe, F total, const float* bias, float* y) {
   const int64_t n = stripe * kStripe, rows = lower(kStripe, w.N - n);
