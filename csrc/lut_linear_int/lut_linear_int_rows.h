@@ -3,7 +3,7 @@
 // added to the row's sum. So nothing is summed across lanes. QK_VNNI: with the instruction that does the last two steps at
 // once. Integers: the bits are the same on each.
 #pragma once
-#include "../common/simd.h"
+#include "../common/t16_simd.h"
 #include "lut_linear_int.h"
 
 namespace {
@@ -12,13 +12,6 @@ using qk::PostKernels;
 using qk::PostWeight;
 
 constexpr int kRows = 16, kAhead = 2048;
-
-// A loop that becomes straight code, so that what it indexes stays in registers; rolled where sixteen lanes are a loop.
-#if QK_ISA
-#define QK_UNROLL _Pragma("GCC unroll 8")
-#else
-#define QK_UNROLL
-#endif
 
 // ---------------------------------------------------------------- sixteen words: of four bytes each, or int32
 #if QK_ISA == 512
@@ -49,24 +42,6 @@ QK_IN W dot(W sum, W u, W s) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(_mm512_maddubs_epi16(u.v, s.v), _mm512_set1_epi16(1)))};
 #endif
 }
-// A tile of 512 bytes -> its words [word of a half-row][t]: lane r is row r.
-QK_IN void words_of(const uint8_t* tile, W (*words)[4]) {
-  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30);
-  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(1));
-  __m512i v[8];
-  QK_UNROLL for (int g = 0; g < 8; g++) v[g] = _mm512_loadu_si512(tile + 64 * g);
-  QK_UNROLL for (int t = 0; t < 4; t += 2) {  // 128-bit lanes t and t + 1 of each g
-    __m512i two[4];
-    QK_UNROLL for (int g = 0; g < 8; g += 2)
-      two[g / 2] = t ? _mm512_shuffle_i32x4(v[g], v[g + 1], 0xee) : _mm512_shuffle_i32x4(v[g], v[g + 1], 0x44);
-    QK_UNROLL for (int i = 0; i < 2; i++) {
-      const __m512i a = i ? _mm512_shuffle_i32x4(two[0], two[1], 0xdd) : _mm512_shuffle_i32x4(two[0], two[1], 0x88);
-      const __m512i b = i ? _mm512_shuffle_i32x4(two[2], two[3], 0xdd) : _mm512_shuffle_i32x4(two[2], two[3], 0x88);
-      words[0][t + i] = {_mm512_permutex2var_epi32(a, first, b)};
-      words[1][t + i] = {_mm512_permutex2var_epi32(a, second, b)};
-    }
-  }
-}
 #elif QK_ISA == 2
 constexpr int kMost = 2;
 struct W { __m256i v[2]; };
@@ -91,19 +66,6 @@ template <int bits> struct Lookup {
 };
 QK_IN W dot(W sum, W u, W s)
     QK_HALVES(_mm256_add_epi32(sum.v[i], _mm256_madd_epi16(_mm256_maddubs_epi16(u.v[i], s.v[i]), _mm256_set1_epi16(1))))
-QK_IN void words_of(const uint8_t* tile, W (*words)[4]) {
-  QK_UNROLL for (int t = 0; t < 4; t++) {
-    const auto rows = [&](int g) __attribute__((always_inline)) {  // g and g + 4
-      const __m128i* from = reinterpret_cast<const __m128i*>(tile + g * 64 + t * 16);
-      return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(from)), _mm_loadu_si128(from + 16), 1);
-    };
-    const __m256i a = rows(0), b = rows(1), c = rows(2), d = rows(3);
-    const __m256i ab0 = _mm256_unpacklo_epi32(a, b), cd0 = _mm256_unpacklo_epi32(c, d);
-    const __m256i ab1 = _mm256_unpackhi_epi32(a, b), cd1 = _mm256_unpackhi_epi32(c, d);
-    words[0][t] = {{_mm256_unpacklo_epi64(ab0, cd0), _mm256_unpacklo_epi64(ab1, cd1)}};
-    words[1][t] = {{_mm256_unpackhi_epi64(ab0, cd0), _mm256_unpackhi_epi64(ab1, cd1)}};
-  }
-}
 #else
 constexpr int kMost = 1;
 struct W { uint32_t v[kLanes]; };  // wraps around as the others do
@@ -130,14 +92,6 @@ QK_IN uint32_t dot(uint32_t sum, uint32_t u, uint32_t s) {
   return sum;
 }
 QK_IN W dot(W sum, W u, W s) QK_LANES(W, .v[i] = dot(sum.v[i], u.v[i], s.v[i]))
-QK_IN void words_of(const uint8_t* tile, W (*words)[4]) {
-  for (int row = 0; row < kRows; row++)
-    for (int t = 0; t < 4; t++)
-      for (int w = 0; w < 2; w++) {
-        const uint8_t* b = tile + row % 8 * 64 + t * 16 + row / 8 * 8 + w * 4;
-        words[w][t].v[row] = uint32_t(b[0]) | uint32_t(b[1]) << 8 | uint32_t(b[2]) << 16 | uint32_t(b[3]) << 24;
-      }
-}
 #endif
 
 template <bool v> struct Constant { static constexpr bool value = v; };
@@ -163,7 +117,7 @@ void stripe_rows(const PostWeight& w, int64_t stripe, const uint8_t* x, const in
   for (int64_t first = 0; first < blocks; first += kBlocks) {
     const uint8_t* tile = codes + first / kBlocks * 512;
     for (int line = 0; line < 512; line += 64) __builtin_prefetch(tile + kAhead + line);  // stripes follow one another
-    words_of(tile, words);
+    transpose_tile(tile, words[0]);
     QK_UNROLL for (int half = 0; half < kBlocks; half++) {
       const int64_t block = first + half;
       if (block >= blocks) break;

@@ -1,0 +1,64 @@
+// How the bytes of a T16 tile become sixteen-row words, on the instruction set of simd.h. The layout is drawn in
+// qkernels/pack.py.
+#pragma once
+#include "simd.h"
+
+// A loop that becomes straight code, so that its shifts are constants; rolled where sixteen lanes are a loop themselves.
+#if QK_ISA
+#define QK_UNROLL _Pragma("GCC unroll 8")
+#else
+#define QK_UNROLL
+#endif
+#define QK_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace {
+
+// A tile of 512 bytes -> the eight words of each row, lane r being row r; Word: sixteen 32-bit words, in a member v.
+// words[4 w + t] = word w of lane 4 g + t: lanes 0 to 7 from the first half-row, 8 to 15 from the second.
+#if QK_ISA == 512
+template <class Word>
+QK_IN void transpose_tile(const uint8_t* tile, Word* words) {
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(1));
+  for (int pair = 0; pair < 2; pair++) {  // t = 2 pair and 2 pair + 1
+    const auto rows = [&](int g) QK_INLINE_LAMBDA {  // g and g + 1: two lanes of each
+      const __m256i* from = reinterpret_cast<const __m256i*>(tile + g * 64 + pair * 32);
+      return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(from)), _mm256_loadu_si256(from + 2), 1);
+    };
+    const __m512i a = rows(0), b = rows(2), c = rows(4), d = rows(6);
+    for (int t = 0; t < 2; t++) {
+      const __m512i low = t ? _mm512_shuffle_i32x4(a, b, 0xdd) : _mm512_shuffle_i32x4(a, b, 0x88);
+      const __m512i high = t ? _mm512_shuffle_i32x4(c, d, 0xdd) : _mm512_shuffle_i32x4(c, d, 0x88);
+      words[2 * pair + t] = {_mm512_permutex2var_epi32(low, first, high)};
+      words[4 + 2 * pair + t] = {_mm512_permutex2var_epi32(low, second, high)};
+    }
+  }
+}
+#elif QK_ISA == 2
+template <class Word>
+QK_IN void transpose_tile(const uint8_t* tile, Word* words) {
+  for (int t = 0; t < 4; t++) {
+    const auto rows = [&](int g) QK_INLINE_LAMBDA {  // g and g + 4
+      const __m128i* from = reinterpret_cast<const __m128i*>(tile + g * 64 + t * 16);
+      return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(from)), _mm_loadu_si128(from + 16), 1);
+    };
+    const __m256i a = rows(0), b = rows(1), c = rows(2), d = rows(3);
+    const __m256i ab0 = _mm256_unpacklo_epi32(a, b), cd0 = _mm256_unpacklo_epi32(c, d);
+    const __m256i ab1 = _mm256_unpackhi_epi32(a, b), cd1 = _mm256_unpackhi_epi32(c, d);
+    words[t] = {{_mm256_unpacklo_epi64(ab0, cd0), _mm256_unpacklo_epi64(ab1, cd1)}};
+    words[4 + t] = {{_mm256_unpackhi_epi64(ab0, cd0), _mm256_unpackhi_epi64(ab1, cd1)}};
+  }
+}
+#else
+template <class Word>
+QK_IN void transpose_tile(const uint8_t* tile, Word* words) {
+  for (int row = 0; row < 16; row++)
+    for (int t = 0; t < 4; t++)
+      for (int w = 0; w < 2; w++) {
+        const uint8_t* b = tile + row % 8 * 64 + t * 16 + row / 8 * 8 + w * 4;
+        words[4 * w + t].v[row] = uint32_t(b[0]) | uint32_t(b[1]) << 8 | uint32_t(b[2]) << 16 | uint32_t(b[3]) << 24;
+      }
+}
+#endif
+
+}  // namespace
