@@ -64,6 +64,7 @@ QK_IN M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
 QK_IN M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
 QK_IN M operator&(M a, M b) { return {__mmask16(a.m & b.m)}; }
 QK_IN M operator|(M a, M b) { return {__mmask16(a.m | b.m)}; }
+QK_IN bool any(M m) { return m.m != 0; }
 QK_IN M is_number(F a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q)}; }
 QK_IN F select(M m, F a, F b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
 // The x86 min and max return their second operand if one is NaN: v goes there.
@@ -116,6 +117,7 @@ QK_IN M operator<(F a, F b) { return {{_mm256_cmp_ps(a.v[0], b.v[0], _CMP_LT_OQ)
 QK_IN M operator<=(F a, F b) { return {{_mm256_cmp_ps(a.v[0], b.v[0], _CMP_LE_OQ), _mm256_cmp_ps(a.v[1], b.v[1], _CMP_LE_OQ)}}; }
 QK_IN M operator&(M a, M b) { return {{_mm256_and_ps(a.m[0], b.m[0]), _mm256_and_ps(a.m[1], b.m[1])}}; }
 QK_IN M operator|(M a, M b) { return {{_mm256_or_ps(a.m[0], b.m[0]), _mm256_or_ps(a.m[1], b.m[1])}}; }
+QK_IN bool any(M m) { return _mm256_movemask_ps(_mm256_or_ps(m.m[0], m.m[1])) != 0; }
 QK_IN M is_number(F a) { return {{_mm256_cmp_ps(a.v[0], a.v[0], _CMP_ORD_Q), _mm256_cmp_ps(a.v[1], a.v[1], _CMP_ORD_Q)}}; }
 QK_IN F select(M m, F a, F b) { return {_mm256_blendv_ps(b.v[0], a.v[0], m.m[0]), _mm256_blendv_ps(b.v[1], a.v[1], m.m[1])}; }
 // The x86 min and max return their second operand if one is NaN: v goes there.
@@ -186,6 +188,7 @@ QK_IN M operator<(F a, F b) QK_LANES(M, .m[i] = a.v[i] < b.v[i])
 QK_IN M operator<=(F a, F b) QK_LANES(M, .m[i] = a.v[i] <= b.v[i])
 QK_IN M operator&(M a, M b) QK_LANES(M, .m[i] = a.m[i] & b.m[i])
 QK_IN M operator|(M a, M b) QK_LANES(M, .m[i] = a.m[i] | b.m[i])
+QK_IN bool any(M m) { bool found = false; for (bool b : m.m) found |= b; return found; }
 QK_IN M is_number(F a) QK_LANES(M, .m[i] = a.v[i] == a.v[i])
 QK_IN F select(M m, F a, F b) QK_LANES(F, .v[i] = m.m[i] ? a.v[i] : b.v[i])
 QK_IN F at_most(F v, F hi) QK_LANES(F, .v[i] = v.v[i] > hi.v[i] ? hi.v[i] : v.v[i])

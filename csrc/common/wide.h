@@ -25,6 +25,7 @@ QK_IN WideMask operator>(Wide x, Wide y) { return {x.a > y.a, x.b > y.b}; }
 QK_IN WideMask operator>=(Wide x, Wide y) { return {x.a >= y.a, x.b >= y.b}; }
 QK_IN WideMask operator&(WideMask x, WideMask y) { return {x.a & y.a, x.b & y.b}; }
 QK_IN WideMask operator|(WideMask x, WideMask y) { return {x.a | y.a, x.b | y.b}; }
+QK_IN bool any(WideMask m) { return any(m.a | m.b); }
 QK_IN WideMask is_number(Wide x) { return {is_number(x.a), is_number(x.b)}; }
 QK_IN Wide select(WideMask m, Wide x, Wide y) { return {select(m.a, x.a, y.a), select(m.b, x.b, y.b)}; }
 QK_IN Wide at_most(Wide v, Wide hi) { return {at_most(v.a, hi.a), at_most(v.b, hi.b)}; }
