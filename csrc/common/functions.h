@@ -79,9 +79,9 @@ template <class V>
 QK_HD Exponentials<V> exponentials(V v) {
   const V n = round_even(v * V(1.44269504088896341f));
   const V r = fused_less(n, V(-2.12194440e-4f), fused_less(n, V(0.693359375f), v)), square = r * r;
-  const V even = square * polynomial(square, 1.0f / 720.0f, 1.0f / 24.0f, 0.5f);
+  const V even = polynomial(square, 1.0f / 720.0f, 1.0f / 24.0f, 0.5f, 1.0f);
   const V odd = fused(r * square, polynomial(square, 1.0f / 5040.0f, 1.0f / 120.0f, 1.0f / 6.0f), r);
-  return {n, (even + odd) + V(1.0f), (even - odd) + V(1.0f)};
+  return {n, even + odd, even - odd};
 }
 
 // y 2**n for y in [1/4, 4] and a whole n <= 125; 0 for n < -124, where it could be denormal, which is slow (also to compute and

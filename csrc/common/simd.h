@@ -78,6 +78,10 @@ QK_IN F mantissa(F v) {  // (v & 0x7fffff) | 1.0
 }
 QK_IN F larger(F a, F b) { return _mm512_max_ps(a.v, b.v); }  // the second where one is NaN
 QK_IN F times_pow2(F y, F n) { return _mm512_scalef_ps(y.v, n.v); }
+// As functions.h has it; what becomes 0 is not computed here.
+QK_IN F scaled(F y, F n) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-124.0f), _CMP_NLT_UQ), y.v, n.v);
+}
 QK_IN void lanes(F a, float* out) { _mm512_storeu_ps(out, a.v); }
 QK_IN F load(const float* p) { return _mm512_loadu_ps(p); }
 QK_IN F lookup(const float* table, F index) {

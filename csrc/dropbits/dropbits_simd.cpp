@@ -14,7 +14,7 @@ struct Op : qk::DropBits<V> {
 // dx; adds the terms of step, sigma and the gates to sums: those of the first n elements.
 template <class V>
 QK_LONG V gradients(const qk::DropBits<V>& op, V g, V x, int64_t n, F* sums) {
-  const auto there = [n](V terms) { return n < kWide ? leading(terms, n) : terms; };
+  const auto there = [n](V terms) { return n < kLanesOf<V> ? leading(terms, n) : terms; };
   V masses[qk::kDropBitsLevels], terms[2];
   typename qk::DropBits<V>::Share share;
   const auto c = op.choose(x);
@@ -28,6 +28,7 @@ QK_LONG V gradients(const qk::DropBits<V>& op, V g, V x, int64_t n, F* sums) {
 template <class T>
 void dropbits_backward(const qk::DropBitsArgs& args, const qk::Blocks& b, int64_t begin, int64_t end, const void* g, const void* x,
                        const float* const* params, void* dx, double* partial) {
+  constexpr int kAtOnce = kLanesOf<Wide>;
   const int count = 2 + args.levels - 1;  // step, sigma, the gates
   for (int64_t job = begin; job < end; job++) {
     const auto [p, first, n] = qk::job_of(b, job);
@@ -40,9 +41,12 @@ void dropbits_backward(const qk::DropBitsArgs& args, const qk::Blocks& b, int64_
     F sums[1 + qk::kDropBitsLevels];
     for (int k = 0; k < count; k++) sums[k] = F(0.0f);
     int64_t i = 0;
-    for (; i + kWide <= n; i += kWide) store_wide(out + i, gradients(op, load_wide(gi + i), load_wide(xi + i), kWide, sums));
+    for (; i + kAtOnce <= n; i += kAtOnce) {
+      prefetch_all<kAtOnce>(gi + i, xi + i, out + i);
+      store(out + i, gradients(op, load_as<Wide>(gi + i), load_as<Wide>(xi + i), kAtOnce, sums));
+    }
     if (const int64_t rest = n - i) {
-      store_wide_part(out + i, gradients(op, load_wide_part(gi + i, rest), load_wide_part(xi + i, rest), rest, sums), rest);
+      store_part(out + i, gradients(op, load_part_as<Wide>(gi + i, rest), load_part_as<Wide>(xi + i, rest), rest, sums), rest);
     }
     for (int k = 0; k < count; k++) {
       const float keep = k < 2 ? 1.0f : table.level[k - 1].keep;
