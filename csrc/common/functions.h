@@ -60,17 +60,18 @@ QK_HD V reduced_exponential(V v, V* n) {
   return fused(p, r * r, r);
 }
 
-// e**v to a unit in the last place, for v <= 88 (above, e**88); 0 below -87.3, where it would be denormal; a NaN stays.
+// e**v to a unit in the last place, for -87.3 <= v <= 88; a NaN stays.
 template <class V>
-QK_HD V within_exponential(V v) { return at_most(at_least(v, V(-87.3f)), V(88.0f)); }
-template <class V>
-QK_HD V small_exponential(V v) {  // -87.3 <= v <= 88
+QK_HD V normal_exponential(V v) {
   V n;
   const V y = reduced_exponential(v, &n);
   return times_pow2(y + V(1.0f), n);
 }
+// The same of any v: above 88 e**88, below -87.3 0, where it would be denormal.
 template <class V>
-QK_HD V exponential(V v) { return select(v < V(-87.3f), V(0.0f), small_exponential(within_exponential(v))); }
+QK_HD V within_normal(V v) { return at_most(at_least(v, V(-87.3f)), V(88.0f)); }
+template <class V>
+QK_HD V exponential(V v) { return select(v < V(-87.3f), V(0.0f), normal_exponential(within_normal(v))); }
 
 // e**v = 2**n up and e**-v = 2**-n down, for |v| <= 1e4: one reduction and one polynomial for both (cosh + sinh and cosh - sinh).
 template <class V>
@@ -93,7 +94,7 @@ QK_HD V scaled(V y, V n) { return select(n < V(-124.0f), V(0.0f), times_pow2(y, 
 template <class V>
 QK_HD V exponential_minus_one(V v) {
   V n;
-  const V y = reduced_exponential(within_exponential(v), &n);
+  const V y = reduced_exponential(within_normal(v), &n);
   return times_pow2(y, n) + (times_pow2(V(1.0f), n) - V(1.0f));
 }
 

@@ -70,10 +70,17 @@ QK_IN V load_part_as(const T* p, int64_t n) {
 #if QK_ISA == 512
 template <class T, class H> QK_IN void store(T* p, Two<H> v) { store(p, v.a), store(p + kLanesOf<H>, v.b); }
 template <class T, class H> QK_IN void store_part(T* p, Two<H> v, int64_t n) {
-  if (n <= kLanesOf<H>) return store_part(p, v.a, n);
-  store(p, v.a), store_part(p + kLanesOf<H>, v.b, n - kLanesOf<H>);
+  if (n < kLanesOf<H>) return store_part(p, v.a, n);
+  store(p, v.a);
+  if (n > kLanesOf<H>) store_part(p + kLanesOf<H>, v.b, n - kLanesOf<H>);
 }
-template <class H> QK_IN Two<H> leading(Two<H> v, int64_t n) { return {leading(v.a, n), leading(v.b, n - kLanesOf<H>)}; }
+template <class V>
+QK_IN V leading_of(V v, int64_t n) {
+  if (n >= kLanesOf<V>) return v;  // and not through memory
+  if (n <= 0) return V(0.0f);
+  return leading(v, n);
+}
+template <class H> QK_IN Two<H> leading(Two<H> v, int64_t n) { return {leading_of(v.a, n), leading_of(v.b, n - kLanesOf<H>)}; }
 // sum, with terms added in the order of their elements: the same bits as one vector at a time.
 template <class H> QK_IN F add(F sum, Two<H> terms) { return add(add(sum, terms.a), terms.b); }
 #endif

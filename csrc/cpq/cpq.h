@@ -24,7 +24,7 @@ constexpr float kCpqDecay = 20.0f;  // sigma off the grid, from where dx falls a
 template <class V, bool full, bool truncate>
 struct Cpq : NoisyStep<V> {
   using Grid = NoisyStep<V>;
-  using Grid::s, Grid::rho, Grid::reach, Grid::by;
+  using Grid::s, Grid::rho, Grid::back, Grid::reach, Grid::by;
   using Args = CpqArgs;
   static constexpr int kParams = 2;  // step, sigma
   static constexpr int kVectors = full && truncate ? 2 : 4;  // that one has too many numbers in flight
@@ -32,7 +32,6 @@ struct Cpq : NoisyStep<V> {
   V own, gain, pull;     // argmax: factor of the own code's odds, its truncated gain, d log(1 - e**-rho) / d rho (less Z's)
   V q, per_grid;         // full: e**-rho; 1 / (1 - e**-(K rho))
   V half_up, half_n;     // e**(-rho / 2) = half_up 2**half_n
-  V back;                // -rho
   bool paired, tabulated;
   float powers[16];      // see power, for up to 16 codes
   float far[2][3][16];   // see far_edges, for up to 16 codes
@@ -48,7 +47,7 @@ struct Cpq : NoisyStep<V> {
     pull = V(truncate ? push - K / exponential_minus_one(K * r) : push);
     paired = r <= kCpqPaired;
     const Exponentials<float> middle = exponentials(0.5f * (paired ? r : 0.0f));
-    half_up = V(middle.down), half_n = V(-middle.n), back = V(-r);
+    half_up = V(middle.down), half_n = V(-middle.n);
     tabulated = sizeof(V) > sizeof(float) && K <= 16.0f && (full || truncate);  // a thread of a GPU has no use for a table
     if (tabulated) for (int n = 0; n < 16; n++) powers[n] = decay(float(n), r);
     // Edges from the first left out on add less than 1e-8 of the sum, or what far_edges leaves out of it.

@@ -37,7 +37,7 @@ constexpr float kDropBitsProducts = 75.0f;  // sigma from 0 to the end of the gr
 
 struct DropBitsPiece { float low, high, keep, middle, past; };  // from |x| / s > middle + past on: codes, their gate
 
-struct DropBitsSpan { float low, high; };  // codes, none of which is dropped
+struct DropBitsSpan { float low, high; };  // from one code to another none is dropped
 
 struct DropBitsLevel {
   float low, high, keep;    // keep: 0 if it is dropped
@@ -59,7 +59,7 @@ struct DropBitsTable {
 template <class V>
 struct DropBits : NoisyStep<V> {
   using Grid = NoisyStep<V>;
-  using Grid::s, Grid::rho, Grid::reach, Grid::ratio;
+  using Grid::s, Grid::rho, Grid::back, Grid::reach, Grid::ratio;
   V top;
   int levels;
   bool products, tabulated;
@@ -183,7 +183,7 @@ struct DropBits : NoisyStep<V> {
       m = at_most(m, at_least(absolute((c.nearest - n) + c.r) - V(0.5f), zero));
     }
     Place o{m, one, one, one};
-    if (products) o.d = o.dm = small_exponential(rho * ((m - c.nearest) - c.r));
+    if (products) o.d = o.dm = normal_exponential(rho * ((m - c.nearest) - c.r));
     if (any(m > zero)) {
       o.e0 = exponential(zero - rho * m);
       if (products) o.d = exponential(zero - rho * (c.nearest + c.r));
@@ -320,12 +320,11 @@ struct DropBits : NoisyStep<V> {
       const V widening = fused(V(4.0f * own.wide), o.e0, V(1.0f + own.wide) * (right + left)) * inverse;
       Y = fused_less(sum.slope, per_D, V(own.slope) * widening);
     }
-    X = select(absolute(c.r) < reach, X, zero);
     const V n = select(x < zero, zero - c.code, c.code), gain = q * rho, gn = g * n;
     terms[0] = fused(gn, gain * fused_less(c.code, X, Y), gn);
-    terms[1] = zero - gn * (gain * (rho * fused(off, X, Y)));
+    terms[1] = gn * (gain * (back * fused(off, X, Y)));
     share->scale = gn * (s * q), share->per_D = share->scale * per_D;
-    return select(is_number(x), (g * c.code) * (gain * X), zero);
+    return select(absolute(c.r) < reach, (g * c.code) * (gain * X), zero);  // 0 also where x is NaN
   }
 };
 
