@@ -116,6 +116,30 @@ def test_a_wide_gap_of_dropped_levels_leaves_the_nearest_one(rho, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bits, n", [(3, 3), (4, 3), (4, 7), (8, 7)])
+@pytest.mark.parametrize("rho", [0.05, 0.5, 3.0])
+def test_the_code_has_the_largest_score_whatever_the_gates(bits, n, rho, backend):
+    """Gates down to e**-12: levels that are chosen nowhere, and others that win inside the run of their neighbor."""
+    top, step = 2 ** (bits - 1) - 1, torch.tensor([0.37])
+    codes = torch.arange(-top, top + 1)
+    level = torch.tensor([abs(v).bit_length() if n == bits - 1 else abs(v) for v in codes.tolist()])
+    g = torch.Generator().manual_seed(0)
+    chosen = set()
+    for _ in range(8):
+        keep = torch.exp(-12 * torch.rand(n, generator=g) ** 3)
+        x = (torch.rand(300, generator=g) * 2 - 1) * (top + 2 + 2 / rho) * step
+        y = qk.cpq(x, step, step / rho, keep, bits=bits, backend=backend)
+        index = (y / step).round().long() + top
+        d = (x.double() / step.double())[:, None] - codes
+        score = torch.nn.functional.logsigmoid(rho * (0.5 - d)) + torch.nn.functional.logsigmoid(rho * (0.5 + d))
+        score = score + torch.cat([torch.ones(1), keep]).double().log()[level]
+        best, own = score.amax(1), score.gather(1, index[:, None])[:, 0]
+        assert (best - own <= 16 * EPS * (1 + best.abs())).all()
+        chosen.add(tuple(index.unique().tolist()))
+    assert len(chosen) > 1, "the gates decide"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_gate_that_is_no_number_is_seen(bad, backend):
     for n, bits in ((3, 4), (7, 4), (127, 8)):

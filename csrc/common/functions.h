@@ -53,21 +53,25 @@ QK_HD V polynomial(V r, float first, Coefficients... rest) {
 // e**r - 1 and n, where v = n ln 2 + r with |r| <= ln(2) / 2; a polynomial in r (the coefficients of Cephes' expf).
 template <class V>
 QK_HD V reduced_exponential(V v, V* n) {
-  const V c = at_most(at_least(v, V(-87.3f)), V(88.0f));
-  *n = round_even(c * V(1.44269504088896341f));
-  const V r = fused_less(*n, V(-2.12194440e-4f), fused_less(*n, V(0.693359375f), c));
+  *n = round_even(v * V(1.44269504088896341f));
+  const V r = fused_less(*n, V(-2.12194440e-4f), fused_less(*n, V(0.693359375f), v));
   const V p = polynomial(r, 1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
                          5.0000001201e-1f);
   return fused(p, r * r, r);
 }
 
-// e**v to a unit in the last place, for v <= 88 (above, e**88); 0 below -87.3, where it would be denormal; a NaN stays.
+// e**v to a unit in the last place, for -87.3 <= v <= 88; a NaN stays.
 template <class V>
-QK_HD V exponential(V v) {
+QK_HD V normal_exponential(V v) {
   V n;
   const V y = reduced_exponential(v, &n);
-  return select(v < V(-87.3f), V(0.0f), times_pow2(y + V(1.0f), n));
+  return times_pow2(y + V(1.0f), n);
 }
+// The same of any v: above 88 e**88, below -87.3 0, where it would be denormal.
+template <class V>
+QK_HD V within_normal(V v) { return at_most(at_least(v, V(-87.3f)), V(88.0f)); }
+template <class V>
+QK_HD V exponential(V v) { return select(v < V(-87.3f), V(0.0f), normal_exponential(within_normal(v))); }
 
 // e**v = 2**n up and e**-v = 2**-n down, for |v| <= 1e4: one reduction and one polynomial for both (cosh + sinh and cosh - sinh).
 template <class V>
@@ -76,9 +80,9 @@ template <class V>
 QK_HD Exponentials<V> exponentials(V v) {
   const V n = round_even(v * V(1.44269504088896341f));
   const V r = fused_less(n, V(-2.12194440e-4f), fused_less(n, V(0.693359375f), v)), square = r * r;
-  const V even = square * polynomial(square, 1.0f / 720.0f, 1.0f / 24.0f, 0.5f);
+  const V even = polynomial(square, 1.0f / 720.0f, 1.0f / 24.0f, 0.5f, 1.0f);
   const V odd = fused(r * square, polynomial(square, 1.0f / 5040.0f, 1.0f / 120.0f, 1.0f / 6.0f), r);
-  return {n, (even + odd) + V(1.0f), (even - odd) + V(1.0f)};
+  return {n, even + odd, even - odd};
 }
 
 // y 2**n for y in [1/4, 4] and a whole n <= 125; 0 for n < -124, where it could be denormal, which is slow (also to compute and
@@ -90,8 +94,17 @@ QK_HD V scaled(V y, V n) { return select(n < V(-124.0f), V(0.0f), times_pow2(y, 
 template <class V>
 QK_HD V exponential_minus_one(V v) {
   V n;
-  const V y = reduced_exponential(v, &n);
+  const V y = reduced_exponential(within_normal(v), &n);
   return times_pow2(y, n) + (times_pow2(V(1.0f), n) - V(1.0f));
+}
+
+// ln v to a few units in the last place, for a normal v > 0: of 2**n m, with m near 1 and artanh's series in (m - 1) / (m + 1).
+QK_HD float logarithm(float v) {
+  const uint32_t root = 0x3f3504f3u;  // sqrt(1/2)
+  const int32_t bits = int32_t(bits_of(v) - root);
+  const float n = float(bits >> 23), m = from_bits((uint32_t(bits) & 0x7fffffu) + root), r = (m - 1.0f) / (m + 1.0f);
+  const float series = polynomial(r * r, 2.0f / 9.0f, 2.0f / 7.0f, 2.0f / 5.0f, 2.0f / 3.0f);
+  return fused(n, 0.693359375f, fused(n, -2.12194440e-4f, fused(series * r, r * r, r + r)));
 }
 
 // 2**v - 2**-64 for v in [-64, 0], to a unit in the last place of 2**v: a weight beside others of which one is 1. It is

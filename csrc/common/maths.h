@@ -8,7 +8,7 @@ namespace qk {
 
 // a * b + c and c - a * b, rounded once: the same bits with an instruction for it and without.
 QK_HD float fused(float a, float b, float c) {
-#if defined(__CUDA_ARCH__) || defined(__FP_FAST_FMAF)
+#if defined(__CUDA_ARCH__) || defined(__FP_FAST_FMAF) || (defined(QK_ISA) && QK_ISA)  // simd.h
   return __builtin_fmaf(a, b, c);
 #else  // in double the product is exact; the sum is rounded to odd: its 53 bits then round to float as the exact sum would
   const double p = double(a) * double(b), z = c, s = p + z, t = s - p, lost = (p - (s - t)) + (z - t);
@@ -22,6 +22,7 @@ QK_HD float fused(float a, float b, float c) {
 }
 QK_HD float fused_less(float a, float b, float c) { return fused(-a, b, c); }
 
+QK_HD bool any(bool m) { return m; }
 QK_HD float select(bool m, float a, float b) { return m ? a : b; }
 // A NaN v stays. (fminf and fmaxf would drop it.)
 #ifdef __CUDA_ARCH__

@@ -64,6 +64,7 @@ QK_IN M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
 QK_IN M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
 QK_IN M operator&(M a, M b) { return {__mmask16(a.m & b.m)}; }
 QK_IN M operator|(M a, M b) { return {__mmask16(a.m | b.m)}; }
+QK_IN bool any(M m) { return m.m != 0; }
 QK_IN M is_number(F a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q)}; }
 QK_IN F select(M m, F a, F b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
 // The x86 min and max return their second operand if one is NaN: v goes there.
@@ -77,6 +78,10 @@ QK_IN F mantissa(F v) {  // (v & 0x7fffff) | 1.0
 }
 QK_IN F larger(F a, F b) { return _mm512_max_ps(a.v, b.v); }  // the second where one is NaN
 QK_IN F times_pow2(F y, F n) { return _mm512_scalef_ps(y.v, n.v); }
+// As functions.h has it; what becomes 0 is not computed here.
+QK_IN F scaled(F y, F n) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n.v, _mm512_set1_ps(-124.0f), _CMP_NLT_UQ), y.v, n.v);
+}
 QK_IN void lanes(F a, float* out) { _mm512_storeu_ps(out, a.v); }
 QK_IN F load(const float* p) { return _mm512_loadu_ps(p); }
 QK_IN F lookup(const float* table, F index) {
@@ -116,6 +121,7 @@ QK_IN M operator<(F a, F b) { return {{_mm256_cmp_ps(a.v[0], b.v[0], _CMP_LT_OQ)
 QK_IN M operator<=(F a, F b) { return {{_mm256_cmp_ps(a.v[0], b.v[0], _CMP_LE_OQ), _mm256_cmp_ps(a.v[1], b.v[1], _CMP_LE_OQ)}}; }
 QK_IN M operator&(M a, M b) { return {{_mm256_and_ps(a.m[0], b.m[0]), _mm256_and_ps(a.m[1], b.m[1])}}; }
 QK_IN M operator|(M a, M b) { return {{_mm256_or_ps(a.m[0], b.m[0]), _mm256_or_ps(a.m[1], b.m[1])}}; }
+QK_IN bool any(M m) { return _mm256_movemask_ps(_mm256_or_ps(m.m[0], m.m[1])) != 0; }
 QK_IN M is_number(F a) { return {{_mm256_cmp_ps(a.v[0], a.v[0], _CMP_ORD_Q), _mm256_cmp_ps(a.v[1], a.v[1], _CMP_ORD_Q)}}; }
 QK_IN F select(M m, F a, F b) { return {_mm256_blendv_ps(b.v[0], a.v[0], m.m[0]), _mm256_blendv_ps(b.v[1], a.v[1], m.m[1])}; }
 // The x86 min and max return their second operand if one is NaN: v goes there.
@@ -186,6 +192,7 @@ QK_IN M operator<(F a, F b) QK_LANES(M, .m[i] = a.v[i] < b.v[i])
 QK_IN M operator<=(F a, F b) QK_LANES(M, .m[i] = a.v[i] <= b.v[i])
 QK_IN M operator&(M a, M b) QK_LANES(M, .m[i] = a.m[i] & b.m[i])
 QK_IN M operator|(M a, M b) QK_LANES(M, .m[i] = a.m[i] | b.m[i])
+QK_IN bool any(M m) { bool found = false; for (bool b : m.m) found |= b; return found; }
 QK_IN M is_number(F a) QK_LANES(M, .m[i] = a.v[i] == a.v[i])
 QK_IN F select(M m, F a, F b) QK_LANES(F, .v[i] = m.m[i] ? a.v[i] : b.v[i])
 QK_IN F at_most(F v, F hi) QK_LANES(F, .v[i] = v.v[i] > hi.v[i] ? hi.v[i] : v.v[i])

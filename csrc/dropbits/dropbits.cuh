@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) dropbits_forward_kernel(
   for (int64_t job = blockIdx.x; job < b.jobs; job += gridDim.x) {
     const auto [p, base, n] = job_of(b, job);
     const DropBits<float> op(args, params.p, p, table);
-    op.fill(table, args, params.p[2], threadIdx.x, kThreads);
+    if (threadIdx.x == 0) op.cut(table, args, params.p[2]);
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += kThreads) from_float(op.value(to_float(x[base + i])), y + base + i);
     __syncthreads();  // the next job writes its table
@@ -47,14 +47,15 @@ __global__ void __launch_bounds__(kThreads) dropbits_backward_kernel(
     float own[2] = {0, 0};
     for (int tile = threadIdx.x; tile < n + threadIdx.x; tile += kThreads * kDropBitsEach) {  // all threads as often
       DropBits<float>::Choice choice[kDropBitsEach];
+      DropBits<float>::Place place[kDropBitsEach];
       DropBits<float>::Share share[kDropBitsEach];
 #pragma unroll
       for (int e = 0; e < kDropBitsEach; e++) {
         const int i = tile + e * kThreads;
         const float v = i < n ? to_float(x[base + i]) : 0.0f, gi = i < n ? to_float(g[base + i]) : 0.0f;
         float terms[2];
-        choice[e] = op.choose(v);
-        const float d = op.template grad<false>(gi, v, choice[e], terms, &share[e], nullptr);
+        choice[e] = op.choose(v), place[e] = op.place(choice[e]);
+        const float d = op.template grad<false>(gi, v, choice[e], place[e], terms, &share[e], nullptr);
         if (i < n) {  // beyond n the terms are not always 0: 0 times what overflowed is NaN
           own[0] += terms[0], own[1] += terms[1];
           from_float(d, dx + base + i);
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) dropbits_backward_kernel(
         float term = 0;
 #pragma unroll
         for (int e = 0; e < kDropBitsEach; e++)
-          if (tile + e * kThreads < n) term += op.gate_gradient(choice[e], share[e], op.mass(op.runs(choice[e], k), k), k);
+          if (tile + e * kThreads < n) term += op.gate_gradient(choice[e], share[e], op.mass(choice[e], place[e], k), k);
         term = warp_sum(term);
         if (first_lane) sums[warp][k + 1] += term;
       }
@@ -78,7 +79,8 @@ __global__ void __launch_bounds__(kThreads) dropbits_backward_kernel(
     for (int k = threadIdx.x; k < count; k += kThreads) {
       float total = 0;
       for (int w = 0; w < kWarps; w++) total += sums[w][k];
-      partial[job * count + k] = total;
+      const float keep = k < 2 ? 1.0f : table.level[k - 1].keep;
+      partial[job * count + k] = keep > 0.0f ? total / keep : total;
     }
     __syncthreads();  // the next job writes its table and sums
   }

@@ -251,12 +251,12 @@ static void run_dropbits(int bits, bool bitwise, int64_t P, int64_t L, float mos
       float terms[2], masses[kDropBitsLevels];
       DropBits<float>::Share share;
       const auto choice = op.choose(v);
-      from_float(op.grad<true>(to_float(g[i]), v, choice, terms, &share, masses), &want);
+      from_float(op.grad<true>(to_float(g[i]), v, choice, op.place(choice), terms, &share, masses), &want);
       CHECK(to_float(want) == to_float(dx[i]));
       const auto add = [&](size_t to, float term) { sums[to] += term, sizes[to] += std::fabs(term); };
       for (int k = 0; k < 2; k++) add(2 * p + k, terms[k]);
       for (int k = 1; k <= gates; k++)
-        if (keep[k - 1] > 0) add(2 * P + k - 1, op.gate_gradient(choice, share, masses[k], k));
+        if (keep[k - 1] > 0) add(2 * P + k - 1, op.gate_gradient(choice, share, masses[k], k) / keep[k - 1]);
     }
   }
   // a chain of at most 32 (one thread of a job) + 5 + 8 (a block) + 1 + 5 + 8 (the jobs) additions, each of which rounds once
