@@ -75,14 +75,12 @@ def write(path: Path | str, weights: dict[str, LutWeight], tensors: dict[str, Te
         config: anything json can hold; ``read`` gives it back.
 
     Raises:
-        ValueError: a name taken twice, a tensor that is not plain, dense and of a common dtype, a weight that fails its
-            ``check`` (levels that are not finite), NaN or infinity in ``config``.
+        ValueError: a name taken twice, a tensor that is not plain, dense and of a common dtype, NaN or infinity in
+            ``config``.
         TypeError: a ``config`` that json cannot hold.
     """
     stored, listing = dict(tensors), {}
     for name, w in weights.items():
-        with _naming(name):
-            w.check()
         N, K = matrix_shape(w.shape)
         layout = _layout(N, K, w.bits)
         listing[name] = {"bits": w.bits, "group_size": w.group_size, "shape": list(w.shape), "layout": layout}
@@ -328,7 +326,7 @@ def save_packed(model: nn.Module, path: Path | str) -> None:
 
     Raises:
         ValueError: the model has quantized layers left (``convert_`` it), no packed layer, is itself the packed layer,
-            or has state that is not a tensor; as ``write``.
+            has a packed layer whose levels or scales are not finite, or has state that is not a tensor; as ``write``.
     """
     left = [name for name, module in model.named_modules() if isinstance(module, (QuantLinear, QuantConv2d))]
     _require(not left, f"save_packed: the model must be converted, got quantized layers {_list(left)}")
@@ -357,6 +355,9 @@ def save_packed(model: nn.Module, path: Path | str) -> None:
             "activation": None if activation is None else methods.to_dict(activation.config),
         }
     weights = {name: module.weight_lut for name, module in packed.items()}
+    for name, w in weights.items():  # a table that trained may have diverged
+        with _naming(f"save_packed: layer {name!r}"):
+            w.check()
     write(path, weights, tensors, {"layers": layers, "shared": shared})
 
 

@@ -60,8 +60,12 @@ def dropbits(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int, ba
 
 
 def harden(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int) -> reference.Hardened:
-    """The codes, levels and scale of ``dropbits``; the grid ends at the outermost level that is kept."""
-    return reference.harden(x, step, sigma, check_keep(x, keep, bits), bits)
+    """The codes, levels and scale of ``dropbits``; the grid ends at the outermost level that is kept.
+
+    From the values of the kernel that trained: where two codes are as likely but for rounding, backends may differ.
+    """
+    step, sigma, keep = step.detach(), sigma.detach(), check_keep(x, keep, bits).detach()
+    return reference.harden(dropbits(x.detach().float(), step, sigma, keep, bits, None), step, keep, bits)
 
 
 def check_keep(x: Tensor, keep: Tensor, bits: int) -> Tensor:

@@ -32,12 +32,12 @@ def dropbits(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int) ->
     return (code.to(wide) * s + (soft - soft.detach()) + 0.0).to(x.dtype).reshape(x.shape)
 
 
-def harden(x: Tensor, step: Tensor, sigma: Tensor, keep: Tensor, bits: int) -> Hardened:
-    """The grid ends at the outermost level that is not dropped."""
-    code = _choose(x.detach(), step.detach(), sigma.detach(), keep.detach(), bits)
+def harden(values: Tensor, step: Tensor, keep: Tensor, bits: int) -> Hardened:
+    """Of what ``dropbits`` gave, in float32. The grid ends at the outermost level that is not dropped."""
+    code = (values.detach().reshape(step.shape[0], -1) / step.detach()[:, None]).round()
     kept = [last for _, last, gate in _levels(keep.detach(), bits) if gate > 0]
-    n = torch.arange(-kept[-1], kept[-1] + 1, dtype=torch.float32, device=x.device)
-    return Hardened((code + kept[-1]).to(torch.uint8).reshape(x.shape), n, step.detach())
+    n = torch.arange(-kept[-1], kept[-1] + 1, dtype=torch.float32, device=values.device)
+    return Hardened((code + kept[-1]).to(torch.uint8).reshape(values.shape), n, step.detach())
 
 
 def _levels(keep: Tensor, bits: int) -> list[tuple[int, int, Tensor]]:

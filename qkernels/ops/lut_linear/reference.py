@@ -4,11 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..function import no_autocast
-
 
 def lut_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [..., K], weight: float32 [N, K], bias: [N] or None -> [..., N] in x's dtype, computed in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    with no_autocast(x):
+    with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(x.dtype)
