@@ -14,6 +14,12 @@ def ste_replace(x: Tensor, value: Tensor) -> Tensor:
     return _Replace.apply(x, value.detach())
 
 
+def clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """``x.clamp(low, high)``; the gradient passes where low <= x <= high, the bounds among them. (That of
+    torch's own clamp does not pass there in torch 2.15.) 0 where x is NaN."""
+    return torch.where((x >= low) & (x <= high), x, x.detach().clamp(low, high))
+
+
 def scale_grad(x: Tensor, factor: float | None) -> Tensor:
     """``x`` forward; its gradient is multiplied by ``factor`` (None: 1). LSQ (arXiv:1902.08153), section 2.2."""
     return x if factor is None else _ScaleGrad.apply(x, factor)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from qkernels.ops.grids import positive
-from qkernels.ops.ste import scale_grad, ste_round
+from qkernels.ops.ste import clamp, scale_grad, ste_round
 
 LEAST = 2.0**-126  # of step * beta: below, it would be denormal or 0
 
@@ -18,4 +18,4 @@ def asq(x: Tensor, step: Tensor, beta: Tensor, qmin: int, qmax: int, grad_scale:
     """x: any shape; step, beta: [P] float32. round(clamp(x / (step beta))) * step beta."""
     s = step_of(step, beta, grad_scale)[:, None]  # [P, 1]
     v = x.to(torch.float32).reshape(s.shape[0], -1) / s  # [P, L]
-    return (ste_round(v.clamp(qmin, qmax)) * s + 0.0).to(x.dtype).reshape(x.shape)
+    return (ste_round(clamp(v, qmin, qmax)) * s + 0.0).to(x.dtype).reshape(x.shape)

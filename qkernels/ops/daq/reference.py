@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qkernels.ops.grids import Hardened, positive
-from qkernels.ops.ste import ste_replace
+from qkernels.ops.ste import clamp, ste_replace
 
 
 def daq(
@@ -24,7 +24,7 @@ def daq(
     wide = torch.promote_types(x.dtype, torch.float32)
     low, high, s = (p.to(wide)[:, None] for p in (lower, upper, positive(scale)))  # [P, 1]
     v = x.to(wide).reshape(lower.shape[0], -1)  # [P, L]
-    inside = v.clamp(low.detach(), high.detach())  # finite, and a NaN stays
+    inside = clamp(v, low.detach(), high.detach())  # finite, and a NaN stays
     unit = (inside - low) / positive(high - low)
     q = torch.where((v < low) | (v > high), unit.detach(), unit) * n
     exact, code = unrounded(v, low, high, n), codes(v, low, high, n).to(wide)

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from qkernels.ops.grids import Hardened, positive
-from qkernels.ops.ste import scale_grad, ste_round
+from qkernels.ops.ste import clamp, scale_grad, ste_round
 
 
 def lsq(x: Tensor, step: Tensor, qmin: int, qmax: int, grad_scale: float | None = None) -> Tensor:
     """x: any shape; step: [P] float32. round(clamp(x / step)) * step."""
     s = positive(scale_grad(step, grad_scale))[:, None]  # [P, 1]
     v = x.to(torch.float32).reshape(step.shape[0], -1) / s  # [P, L]
-    return (ste_round(v.clamp(qmin, qmax)) * s + 0.0).to(x.dtype).reshape(x.shape)
+    return (ste_round(clamp(v, qmin, qmax)) * s + 0.0).to(x.dtype).reshape(x.shape)
 
 
 def harden(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Hardened:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from qkernels.ops.grids import Hardened, positive
-from qkernels.ops.ste import scale_grad, ste_replace
+from qkernels.ops.ste import clamp, scale_grad, ste_replace
 
 SQRT2 = 1.4140625  # bfloat16(sqrt(2)), so that a level is exact in bfloat16 and float16; 1.1e-4 below the real one
 
@@ -34,7 +34,7 @@ def post(
     """w: any shape; scale: [P] float32. nearest(clamp(w / scale, -1, 1)) * scale."""
     a = positive(scale_grad(scale, grad_scale))[:, None]  # [P, 1]
     wide = w.to(torch.float32).reshape(scale.shape[0], -1).contiguous()  # [P, L]
-    u = (wide / a).clamp(-1, 1)
+    u = clamp(wide / a, -1, 1)
     y = ste_replace(u, _nearest(u.detach(), count, zero)) * a + 0.0
     if not clip_grad:
         y = y + ste_replace(torch.where((wide / a).abs() > 1, wide, 0.0), torch.zeros_like(wide))
