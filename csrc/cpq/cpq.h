@@ -19,6 +19,7 @@ struct CpqArgs { float lo, hi; };  // smallest and largest code
 // differences of rounded numbers over rho.
 template <bool mean_of_truncated> constexpr float kCpqLeast = mean_of_truncated ? 1e-4f : 1e-18f;
 constexpr float kCpqPaired = 128.0f;  // rho up to which the own code's edges share a reduction: its product with r keeps them
+constexpr float kCpqNothing = 40.0f;  // sigma from the own code's edge, beyond which nothing is left of e**-t beside 1
 constexpr float kCpqDecay = 20.0f;  // sigma off the grid, from where dx falls as e**-t to float32 precision
 
 template <class V, bool full, bool truncate>
@@ -33,8 +34,8 @@ struct Cpq : NoisyStep<V> {
   V q, per_grid;         // full: e**-rho; 1 / (1 - e**-(K rho))
   V half_up, half_n;     // e**(-rho / 2) = half_up 2**half_n
   bool paired, tabulated;
-  float powers[16];      // see power, for up to 16 codes
-  float far[2][3][16];   // see far_edges, for up to 16 codes
+  float powers[16];      // see power
+  float far[2][3][16];   // see far_edges
   V sum0[3], sum1[3];    // full: coefficients of the sum of all edges further out, see far_edges
   int edges;             // full: pairs of edges that are summed one by one, an even number (the odds of what is no edge are 0)
 
@@ -48,7 +49,9 @@ struct Cpq : NoisyStep<V> {
     paired = r <= kCpqPaired;
     const Exponentials<float> middle = exponentials(0.5f * (paired ? r : 0.0f));
     half_up = V(middle.down), half_n = V(-middle.n);
-    tabulated = sizeof(V) > sizeof(float) && K <= 16.0f && (full || truncate);  // a thread of a GPU has no use for a table
+    // Sixteen entries serve a small grid, and any on which 15 codes off is as far as can be. (A thread of a GPU has no use for
+    // a table.)
+    tabulated = sizeof(V) > sizeof(float) && (K <= 16.0f || 15.0f * r > kCpqNothing) && (full || truncate);
     if (tabulated) for (int n = 0; n < 16; n++) powers[n] = decay(float(n), r);
     // Edges from the first left out on add less than 1e-8 of the sum, or what far_edges leaves out of it.
     const float window = (truncate ? kCpqDecay : 5.5f) / r;
@@ -68,13 +71,14 @@ struct Cpq : NoisyStep<V> {
 
   QK_HD V value(V x) const { return round_even(clamp(by.quotient(x), lo, hi)) * s; }
 
-  // e**-(rho n) for a whole n: from the own code's edge to the end of the grid. Below e**-40 nothing is left of it beside 1.
+  // e**-(rho n) for a whole n: from the own code's edge to the end of the grid.
   template <class W>
   QK_HD static W decay(W n, W rho) {
     const W t = n * rho;
-    return select(t > W(40.0f), W(0.0f), exponential(W(0.0f) - t));
+    return select(t > W(kCpqNothing), W(0.0f), exponential(W(0.0f) - t));
   }
-  QK_HD V power(V n) const { return tabulated ? lookup(powers, n) : decay(n, rho); }
+  QK_HD static V entry(V n) { return at_most(n, V(15.0f)); }
+  QK_HD V power(V n) const { return tabulated ? lookup(powers, entry(n)) : decay(n, rho); }
 
   // The odds of the own code's edges, e**(rho (r - 1/2)) and e**(-rho (r + 1/2)).
   QK_HD void own_edges(V r, V* up, V* down) const {
@@ -95,7 +99,7 @@ struct Cpq : NoisyStep<V> {
     *weighted = sums[1];
     return sums[0];
   }
-  // The same over all j = 0, 1, ..., and with j f: where the grid has more than 16 codes.
+  // The same over all j = 0, 1, ..., and with j f: without a table.
   QK_HD V all_edges(V z, V* weighted) const {
     *weighted = z * fused(z, fused(z, sum1[2], sum1[1]), sum1[0]);
     return z * fused(z, fused(z, sum0[2], sum0[1]), sum0[0]);
@@ -165,7 +169,7 @@ struct Cpq : NoisyStep<V> {
     } else {
       V r0, r1, l0, l1;  // from edge `edges` to the end of the grid
       if (tabulated) {
-        r0 = far_edges(up, after, &r1), l0 = far_edges(down, before, &l1);
+        r0 = far_edges(up, entry(after), &r1), l0 = far_edges(down, entry(before), &l1);
       } else {
         step_out(edges);
         const V first = V(float(edges)), from = first + half;
