@@ -4,6 +4,8 @@ An op is a schema whose last argument is ``str backend``; a backend is a callabl
 
     lsq(x, step) -> resolve("lsq", ...) = "cpu" -> torch.ops.qkernels.lsq_fwd(..., "cpu") -> kernel
 
+and an eager call skips the op (see ``is_plain``).
+
 Where kernels come from:
   - compiled ones are found by name: ``QK_EXPORT(cpu, lsq_fwd, ...)`` in ``csrc/`` is the backend "cpu" of ``lsq_fwd``;
   - Triton ones are found by place: ``lsq_fwd`` in ``ops/lsq/triton.py``, imported at the first call;
@@ -78,8 +80,7 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
     _note(op)
 
     def run(*args):
-        *args, backend = args
-        return kernels[backend](*args)
+        return kernels[args[-1]](*args[:-1])
 
     _library.define(schema)
     _library.impl(op, run, "CompositeExplicitAutograd")
@@ -88,7 +89,7 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
     torch.library.register_vmap(f"qkernels::{op}", partial(one_by_one, overload), lib=_library)
 
     def call(*args):
-        return kernels[args[-1]](*args[:-1]) if is_plain(args[0]) else overload(*args)
+        return (run if is_plain(args[0]) else overload)(*args)
 
     _CALLS[op] = call
     return call

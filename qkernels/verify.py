@@ -10,7 +10,7 @@ from .testing import CASES, OTHERS, Case, Other, check, usable
 
 @dataclass(frozen=True)
 class Verified:
-    """What became of one op on one backend and dtype. problem: the first difference; None if there is none."""
+    """What became of one op on one backend and dtype. problem: the first difference, or what a kernel raised."""
 
     op: str
     backend: str
@@ -59,5 +59,6 @@ def _verify(case: Case | Other, backend: str, dtype: torch.dtype, device: str) -
         for _ in run:
             calls += 1
     except Exception as error:  # a kernel that cannot be compiled or launched is a result too
-        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = str(error).strip().splitlines()
+        problem = said[0] if isinstance(error, AssertionError) and said else f"{type(error).__name__}: {' '.join(said)}"
     return Verified(case.name, backend, str(dtype).removeprefix("torch."), calls, problem)

@@ -85,6 +85,7 @@ def test_runs_on_the_current_stream(case, backend):
 # Packed weights. N, K, scales: groups of 32, 64, 128 and 256 columns, and rows of K that no tile divides.
 WEIGHTS = [(33, 96, 99), (40, 704, 440), (64, 640, 320), (129, 768, 387), (17, 709, 17), (4096, 4096, 4096 * 32)]
 LUT = [b for b in ("cuda", "triton") if b in backends.backends_of("lut_linear")]
+with_cuda = pytest.mark.skipif("cuda" not in LUT, reason="no CUDA kernels in this build")
 ROWS = (1, 2, 4, 5, 8, 9, 16, 17, 33, MOST_ROWS, MOST_ROWS + 1, 300)
 
 
@@ -108,11 +109,10 @@ def test_packed_weights_multiply_integers_exactly(backend, bits, N, K, P):
 SPREAD = [(1024, 8192, 64), (16, 16384, 16), (16, 16384, 16 * 512), (14336, 4096, 14336 * 32), (40000, 256, 40000)]
 
 
+@with_cuda
 @pytest.mark.parametrize("bits", tuple(PLANES))
 @pytest.mark.parametrize(("N", "K", "P"), SPREAD)
 def test_decoding_is_right_however_it_is_spread(bits, N, K, P):
-    if "cuda" not in LUT:
-        pytest.skip("no CUDA kernels in this build")
     w, whole = make(N, K, bits=bits, P=P).to("cuda"), make(N, K, bits=bits, P=P, integers=True)
     whole = qk.LutWeight.pack(whole.unpack(), whole.levels.clamp(-8, 7), torch.ones(P), bits=bits).to("cuda")
     for M in (1, 9, MOST_ROWS):
@@ -164,11 +164,10 @@ def test_sums_with_packed_weights_are_within_twice_the_error_of_plain_pytorch(ba
             assert_twice_as_good(qk.lut_linear(x, w, bias, backend=backend), x, w.dequantize(), bias)
 
 
+@with_cuda
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_levels_are_not_rounded_to_the_dtype_of_x(dtype):
     """One column of x is 1: the sum is a weight, and what is left of it after rounding is another."""
-    if "cuda" not in LUT:
-        pytest.skip("no CUDA kernels in this build")
     for factor in (1e-6, 0.1, 1e4):
         w = make(64, 256, bits=4, P=64)
         w = qk.LutWeight.pack(w.unpack(), w.levels * factor, torch.ones(64), bits=4).to("cuda")
@@ -181,11 +180,10 @@ def test_levels_are_not_rounded_to_the_dtype_of_x(dtype):
             assert torch.equal(got, (column - high.float()).to(dtype))
 
 
+@with_cuda
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("N", "K", "P"), WEIGHTS)
 def test_a_row_gives_the_same_bits_in_any_batch_that_is_decoded(dtype, N, K, P):
-    if "cuda" not in LUT:
-        pytest.skip("no CUDA kernels in this build")
     w, x = make(N, K, P=P).to("cuda"), randn(MOST_ROWS, K).to("cuda", dtype)
     together = qk.lut_linear(x, w, backend="cuda")
     for _ in range(3):

@@ -39,6 +39,20 @@ def test_a_wrong_kernel_is_seen(wrong, monkeypatch):
     assert done.exit_code == 1 and "DIFFERS after" in done.output and "lsq cpu [" in done.output, done.output
 
 
+class CannotCompile(Exception):
+    """As Triton's own errors: neither an AssertionError nor a RuntimeError."""
+
+
+def test_a_kernel_that_does_not_compile_is_a_result_and_the_others_are_verified(monkeypatch):
+    def broken(*args):
+        raise CannotCompile("at 3:4")
+
+    monkeypatch.setitem(backends._OPS["lsq_fwd"], "cpu", broken)
+    rows = list(verify("cpu", ("lsq", "post")))
+    assert {r.problem for r in rows if (r.op, r.backend) == ("lsq", "cpu")} == {"CannotCompile: at 3:4"}
+    assert all(r.problem is None for r in rows if (r.op, r.backend) == ("post", "cpu"))
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--op", "abacus"], "op must be among lsq, .*got abacus"),
     (["--device", "tpu"], "device must be cpu, or cuda with a GPU that torch can see, got tpu"),

@@ -13,7 +13,7 @@ def _exporting_flag() -> bool:
     return torch.compiler._is_exporting_flag
 
 
-# Before torch 2.13 torch.compiler.is_exporting is True wherever torch.compile traces, too.
+# torch 2.11's own is True wherever torch.compile traces, too; that of 2.13 is not.
 is_exporting = torch.compiler.is_exporting if torch.__version__ >= (2, 13) else _exporting_flag
 
 
