@@ -192,8 +192,8 @@ def resolve(name: str, x: Tensor, requested: str | None, dtypes: Sequence[torch.
     NotImplementedError with the reason. Otherwise "cpu" on a CPU, and on a GPU the first of "cuda" and "triton" that
     can and that a committed result marks as verified; else "reference".
     """
-    if requested is None and "QKERNELS_BACKEND" in os.environ:  # asked first: get() of what is not there is slow
-        requested = os.environ["QKERNELS_BACKEND"] or None
+    if not requested and "QKERNELS_BACKEND" in os.environ:  # asked first: get() of what is not there is slow
+        requested = os.environ["QKERNELS_BACKEND"]
     if requested:
         if why := refusal(name, requested, x, dtypes):
             raise NotImplementedError(f"{name} on {x.device}: {requested}: {why}")
