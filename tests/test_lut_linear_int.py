@@ -14,7 +14,8 @@ from qkernels.nn import LutLinear, QuantLinear
 from qkernels.ops.lut_linear_int import op, reference
 from qkernels.pack import LutWeight
 
-from .test_matmul import ISAS, randn
+from .isas import SAME_BITS as ISAS
+from .test_matmul import randn
 
 READ = [(4, "exact"), (4, "nozero"), (4, "release"), (3, "release"), (4, "lsq"), (4, "daq")]  # by the CPU kernel
 GRIDS = READ + [(3, "exact"), (3, "nozero"), (2, "exact"), (1, "nozero"), (3, "lsq"), (2, "daq")]

@@ -15,6 +15,8 @@ from qkernels.pack import PLANES, LutWeight
 from qkernels.testing.others import assert_twice_as_good
 from qkernels.testing.others import packed_weight as make
 
+from .isas import ALL, SAME_BITS
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = [b for b in backends.backends_of("lut_linear") if b in ("cpu", "reference")] + [None]
 
@@ -43,13 +45,8 @@ def test_integers_multiply_exactly(backend, bits, N, K, P):
 compiled = pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernels are not built")
 
 
-ISAS = ["scalar", "avx2", "avx512"]
-if "cpu" in BACKENDS:
-    ISAS = ISAS[: ISAS.index(torch.ops.qkernels_cpu.isa("")) + 1]
-
-
 @compiled
-@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("group", [32, 64, 128, 256, None])
 @pytest.mark.parametrize("bits", tuple(PLANES))
 def test_integers_multiply_exactly_on_each_instruction_set(bits, group, name, isa):
@@ -75,24 +72,27 @@ def test_integers_multiply_exactly_on_each_instruction_set(bits, group, name, is
 @compiled
 @pytest.mark.parametrize("bits", tuple(PLANES))
 def test_instruction_sets_agree_to_the_bit(bits, isa):
-    """And rows in any batch: for 1 to 40 of them the sums have one order."""
+    """And rows in any batch: for 2 to 40 of them the sums have one order, and another for one alone."""
     for N, K, P in ((17, 96, 17 * 3), (33, 257, 33), (70, 1024, 70 * 2), (16, 320, 16 * 2)):
         w, bias = make(N, K, bits=bits, P=P), randn(N, seed=2)
         x = torch.cat(
             [randn(39, K), randn(1, K) * 1e-38]
         )  # the last row's products are denormal: one rounding there too
-        want = None
-        for name in ISAS:
+        want = alone = None
+        for name in SAME_BITS:
             assert isa(name) == name
             assert torch.equal(qk.lut_dequantize(w, backend="cpu"), w.dequantize())
-            for M in (40, 1, 2, 3, 5, 7, 8, 11):
+            for M in (40, 2, 3, 5, 7, 8, 11):
                 y = qk.lut_linear(x[-M:], w, bias, backend="cpu")
                 want = y if want is None else want
                 assert torch.equal(y, want[-M:]), (name, M)
+            y = torch.cat([qk.lut_linear(row[None], w, bias, backend="cpu") for row in x])
+            alone = y if alone is None else alone
+            assert torch.equal(y, alone), name
 
 
 @compiled
-@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_product_and_its_sum_are_rounded_once(sign, name, isa):
     """c + a * b with c = 1 + eps and a * b just below eps / 2: as a double it is a tie, and would go up."""
@@ -119,8 +119,9 @@ def test_what_is_not_finite_stays_in_its_row(bits):
 
 
 @compiled
-def test_a_large_batch_gives_the_bits_of_the_dequantized_layer():
-    """What a trained float32 layer computed, its packed form computes."""
+def test_a_large_batch_gives_the_bits_of_the_dequantized_layer(isa):
+    """What a trained float32 layer computed, its packed form computes, but on matrix tiles."""
+    isa(SAME_BITS[-1])
     w, x, bias = make(40, 96, P=40), randn(op._MANY_ROWS, 96), randn(40)
     assert torch.equal(qk.lut_linear(x, w, bias, backend="cpu"), F.linear(x, w.dequantize(), bias))
 

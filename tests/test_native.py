@@ -10,6 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+
+from qkernels import backends
 
 ROOT = Path(__file__).parent.parent
 CXX = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
@@ -66,6 +69,19 @@ def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
     if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags.split()):
         pytest.skip("needs a CPU with AVX-512")
     assert run("test_lut_pairs_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED) == "0 failures\n"
+
+
+def test_matrix_tiles_are_right_in_software_and_on_a_processor_that_has_them(tmp_path):
+    """In software under the sanitizers; and to the bit what the instructions give, where there are such."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags.split()):
+        pytest.skip("needs a CPU with AVX-512")
+    if not Path(CXX).name.startswith(("g++", "c++")):
+        pytest.skip("needs GCC")
+    said = run("test_lut_amx_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_TILES_IN_SOFTWARE")
+    assert said.startswith("0 failures\n")
+    if backends.HAS_COMPILED and "amx" in torch.ops.qkernels_cpu.isas().split(", "):
+        assert run("test_lut_amx_on_host.cpp", tmp_path, *UNOPTIMIZED) == said
 
 
 def build_folder() -> Path:

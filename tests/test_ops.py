@@ -12,6 +12,8 @@ from qkernels import backends
 from qkernels.testing import CASES, check, usable
 from qkernels.testing.compare import assert_same_bits, leaves, value_and_grads
 
+from .isas import ALL, SAME_BITS
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -40,8 +42,7 @@ def test_matches_reference(case, backend, dtype):
 def test_instruction_sets_agree_to_the_bit(case, name, isa):
     """Also the parameters' sums: an AVX2 and an AVX-512 machine train the same network."""
     best = isa("")
-    order = ["scalar", "avx2", "avx512"]
-    if order.index(name) > order.index(best):
+    if name not in ALL:
         pytest.skip(f"this machine has no {name}")
     for dtype in case.dtypes:
         for tensors, kwargs in case.samples("cpu", dtype):
@@ -78,12 +79,10 @@ def extreme_calls(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_extreme_parameters_are_the_same_on_each_instruction_set(case, isa):
     """To the bit; and what fills up a vector adds nothing: 5 elements are NaN where 160 of the same are."""
-    names = ["scalar", "avx2", "avx512"]
-    names = names[: names.index(isa("")) + 1]
     for tensors, kwargs in extreme_calls(case):
         found = {}
         for copies in (1, 3, 32):
-            for name in names:
+            for name in SAME_BITS:
                 isa(name)
                 call = (tensors[0].repeat(copies), *tensors[1:]), kwargs | {"backend": "cpu"}
                 y, grads, _ = value_and_grads(case.fn, *call, g=torch.linspace(-1, 1, 5).repeat(copies))

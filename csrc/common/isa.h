@@ -1,10 +1,10 @@
 // Which instruction set the CPU kernels use: the best this machine has, or another by QKERNELS_ISA or the op
-// `isa`. avx512bf16 is avx512 with the kernels of that extension; it has to be asked for.
+// `isa`. avx512bf16 and amx are avx512 with the kernels of these extensions.
 #pragma once
 
 namespace qk {
 
-enum Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+enum Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 Isa isa();
 
 // The implementation for isa(), from one per instruction set.

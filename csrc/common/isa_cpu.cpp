@@ -7,37 +7,68 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 #include "export.h"
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
-const char* const kNames[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+const char* const kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
+
+// AMX-BF16: the processor has it, the system saves its registers, and lets this process use them.
+bool may_use_amx() {
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__)
+  unsigned a, b, c, d;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kXsave = 1u << 27;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kXsave)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
+  unsigned saved, upper;
+  asm volatile("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
+  constexpr unsigned kTileState = 3u << 17;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of Linux 5.16
+  return (saved & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 qk::Isa best() {
+  static const qk::Isa found = [] {
 #ifdef __x86_64__
   __builtin_cpu_init();
   auto has = [](bool a, bool b, bool c, bool d) { return a && b && c && d; };
   if (!has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"), true)) return qk::kScalar;
   if (has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512dq"),
           __builtin_cpu_supports("avx512vl")))
-    return __builtin_cpu_supports("avx512bf16") ? qk::kAvx512Bf16 : qk::kAvx512;
+    return !__builtin_cpu_supports("avx512bf16") ? qk::kAvx512 : may_use_amx() ? qk::kAmx : qk::kAvx512Bf16;
   return qk::kAvx2;
 #else
   return qk::kScalar;
 #endif
+  }();
+  return found;
+}
+
+// Those that this machine has: "scalar, avx2, ...".
+std::string isas() {
+  std::string can;
+  for (int i = 0; i <= best(); i++) can += std::string(i ? ", " : "") + kNames[i];
+  return can;
 }
 
 qk::Isa parse(const std::string& name) {
   for (int i = 0; i <= best(); i++)
     if (name == kNames[i]) return qk::Isa(i);
-  std::string can;
-  for (int i = 0; i <= best(); i++) can += std::string(i ? ", " : "") + kNames[i];
-  STD_TORCH_CHECK(false, "QKERNELS_ISA must be one of ", can, " on this machine, got ", name);
+  STD_TORCH_CHECK(false, "QKERNELS_ISA must be one of ", isas(), " on this machine, got ", name);
 }
 
 std::atomic<int>& current() {
   static std::atomic<int> value = [] {
     const char* wanted = std::getenv("QKERNELS_ISA");
-    return int(wanted && *wanted ? parse(wanted) : std::min(best(), qk::kAvx512));
+    if (wanted && *wanted) return int(parse(wanted));
+    return int(best() == qk::kAvx512Bf16 ? qk::kAvx512 : best());  // the products of pairs take longer where they were timed
   }();
   return value;
 }
@@ -49,6 +80,7 @@ std::string isa(std::string name) {
 }
 
 QK_EXPORT(cpu, isa, "(str name) -> str")
+QK_EXPORT(cpu, isas, "() -> str")
 
 }  // namespace
 

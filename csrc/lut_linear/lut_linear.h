@@ -1,6 +1,7 @@
 // A packed weight as the kernels see it: T16 codes, a table of levels, scales. The layout is drawn in qkernels/pack.py.
 #pragma once
 #include <cstdint>
+#include "../common/bits.h"
 
 namespace qk {
 
@@ -21,7 +22,11 @@ constexpr int kStripe = 16;  // rows
 struct LutKernels {
   // Rows of stripes [begin, end) of w [N, K] float32.
   void (*dequantize)(const Packed&, int64_t begin, int64_t end, float* w);
-  // Columns of stripes [begin, end) of y [M, N] = x w^T + bias.
+  // One row of x: spread out once, to [units][8][16] and groups [units][3], then columns of stripes [begin, end) of y [N].
+  int64_t (*units)(const Packed&);
+  void (*spread)(const Packed&, const float* x, float* to, int32_t* groups);
+  void (*alone)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, float* y);
+  // M > 1: columns of stripes [begin, end) of y [M, N] = x w^T + bias.
   // x: float32, in tiles of T rows, T <= tile: [M / T rounded up][K rounded up to 32][T], 0 where it is padded.
   // sums: scratch, [M rounded up to T][pair] vectors of 16 floats.
   void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, float* y,
@@ -35,6 +40,63 @@ struct LutPairs {
   static constexpr int kRows = 4;
   // x: [K rounded up to 32, / 2][M]: of octet o, entry 4 o + i holds column 8 o + i, and column 8 o + i + 4 in its upper half.
   void (*linear)(const Packed&, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, float* y);
+};
+
+// x as tiles of AMX-BF16 take it: a value is the sum of `parts` bfloat16 values, exactly (1, 2, 3 for bfloat16, float16, float32),
+// and a tile is `each` rows of x, each as so many of its own. A row is not for tiles, and all 0, where a value is not finite or
+// all are so small that what is denormal in the sums, which counts as 0, would be more than a rounding.
+struct AmxRows {
+  uint16_t* data;  // [tiles][blocks][each][parts][16][2]: see split_block
+  int64_t M, K;
+  int parts;
+  int64_t blocks = (K + 31) / 32, most = 16 / parts, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
+  int64_t height() const { return each * parts; }  // of a tile
+  uint16_t* block(int64_t tile, int64_t b) const { return data + (tile * blocks + b) * height() * 32; }
+  uint16_t* row(int64_t m) const { return block(m / each, 0) + m % each * parts * 32; }  // in the first block
+  int64_t values() const { return tiles * blocks * height() * 32; }
+  // Rows of x to take at a time: what an L2 cache holds, for they are walked over again for every few stripes.
+  int64_t held() const { const int64_t n = (5 << 18) / (blocks * 1024); return (n < 1 ? 1 : n) * most; }
+};
+
+// Levels as sums of as few bfloat16 values, exactly.
+struct AmxLevels {
+  int parts = 1;
+  uint16_t part[3][256] = {};  // the largest first
+  float smallest = __builtin_inff();  // of the levels' sizes but 0
+  bool finite = true;
+
+  AmxLevels(const float* levels, int count) {
+    for (int c = 0; c < count; c++) {
+      float rest = levels[c];
+      const float size = rest < 0 ? -rest : rest;
+      finite = finite && size < __builtin_inff();
+      if (size > 0 && size < smallest) smallest = size;
+      for (int p = 0; p < 3; p++) {
+        const uint32_t upper = bits_of(rest) & 0xffff0000u;
+        part[p][c] = uint16_t(upper >> 16);
+        if (rest != 0 && parts < p + 1) parts = p + 1;
+        rest -= from_bits(upper);
+      }
+    }
+  }
+  // What the largest value of a row must reach, so that what is below 2**-126, and counts as 0, is no more than a rounding.
+  float least() const { return 0x1p-80f / smallest; }
+};
+
+struct AmxOutput {
+  void* data;  // [M, N]
+  int dtype;   // 0 float32, 1 float16, 2 bfloat16
+};
+
+// Null without the instructions.
+struct LutAmx {
+  static constexpr int64_t kBuffer = 2 * 8 * 4 * 3 * 1024;  // bytes: see Decoder
+  // Rows [begin, end) of x [M, K], of y's dtype; fits[m]: whether row m is for tiles. least: see AmxRows.
+  void (*split)(const AmxRows&, int64_t begin, int64_t end, const void* x, int dtype, float least, char* fits);
+  // Columns of stripes [begin, end) of y = x w^T + bias.
+  // scratch: kBuffer bytes, then as many as scratch() says.
+  void (*linear)(const Packed&, const AmxLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, AmxOutput y, uint8_t* scratch);
+  static int64_t scratch(const AmxRows& x) { return kBuffer + x.tiles * x.each * 4 * 64; }
 };
 
 }  // namespace qk

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,6 +11,7 @@
 #include <vector>
 #include "../common/bits.h"
 #include "../common/export.h"
+#include "../common/tensors.h"
 #include "lut_linear_kernels.h"
 #include "lut_linear_tensors.h"
 
@@ -73,41 +75,109 @@ std::vector<uint32_t> in_pairs(const Tensor& x) {
   return out;
 }
 
+// body(begin, end): stripes, for M rows of x.
+template <class Body> void over_stripes(const Weight& w, int64_t M, Body body) {
+  constexpr int64_t kUnit = 4;  // stripes that a kernel may take at a time
+  const int64_t all = stripes(w.packed.N);
+  torch::stable::parallel_for(0, (all + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (w.packed.K * M)),
+                              [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, all)); });
+}
+
+// y [M, n] = x w^T + bias, all float32.
+void by_rows(const Weight& w, const float* x, int64_t M, const float* bias, float* y) {
+  const qk::LutKernels& kernels = qk::lut_kernels();
+  if (M == 1) {
+    const int64_t units = kernels.units(w.packed);
+    std::vector<float> lines(units * 8 * 16);
+    std::vector<int32_t> groups(units * 3);
+    kernels.spread(w.packed, x, lines.data(), groups.data());
+    return over_stripes(w, M, [&](int64_t begin, int64_t end) { kernels.alone(w.packed, begin, end, lines.data(), groups.data(), bias, y); });
+  }
+  const int64_t tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
+  const std::vector<float> tiled = in_tiles(x, M, w.packed.K, T);
+  over_stripes(w, M, [&](int64_t begin, int64_t end) {
+    std::vector<float> sums(tiles * T * kernels.pair * qk::kStripe);
+    kernels.linear(w.packed, begin, end, tiled.data(), M, T, bias, y, sums.data());
+  });
+}
+
+constexpr int64_t kFewRows = 8;  // for which levels of several parts cost more to decode than tiles save; for float32 always
+
+// At least `bytes` that start at a multiple of 64, of this thread's own; what was in them is lost.
+uint8_t* scratch(std::vector<uint8_t>& memory, int64_t bytes) {
+  if (int64_t(memory.size()) < bytes + 64) memory = std::vector<uint8_t>(bytes + 64);
+  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+}
+
+// As lut_linear, by the matrix tiles of the processor; false where that takes longer, or where a level is not finite.
+bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
+  const qk::LutAmx& amx = qk::lut_amx_kernels();
+  const int dtype = qk::dtype_index(x);
+  if (x.size(0) == 1) return false;
+  const qk::AmxLevels levels(w.levels.data(), w.count);
+  if (!levels.finite || (levels.parts > 1 && (dtype == 0 || x.size(0) <= kFewRows))) return false;
+  const int64_t M = x.size(0), bytes = x.element_size(), K = w.packed.K, N = w.packed.N;
+  const auto at = [&](const Tensor& t, int64_t m, int64_t width) { return static_cast<uint8_t*>(t.data_ptr()) + m * width * bytes; };
+  static thread_local std::vector<uint8_t> memory;
+  std::vector<int64_t> others;
+  const auto note = [&](const std::vector<char>& fits, int64_t first) {
+    for (size_t i = 0; i < fits.size(); i++)
+      if (!fits[i]) others.push_back(first + int64_t(i));
+  };
+  qk::AmxRows rows{nullptr, M, K, 3 - dtype};
+  const int64_t step = rows.held();
+  for (int64_t m = 0; m < M; m += step) {
+    qk::AmxRows part{nullptr, std::min(step, M - m), K, 3 - dtype};
+    part.data = reinterpret_cast<uint16_t*>(scratch(memory, part.values() * 2));
+    std::vector<char> fits(part.M);
+    torch::stable::parallel_for(0, part.M, std::max<int64_t>(1, 32768 / K), [&](int64_t begin, int64_t end) {
+      amx.split(part, begin, end, at(x, m, K), dtype, levels.least(), fits.data());
+    });
+    over_stripes(w, part.M, [&](int64_t begin, int64_t end) {
+      static thread_local std::vector<uint8_t> own;
+      amx.linear(w.packed, levels, begin, end, part, bias, {at(y, m, N), dtype}, scratch(own, qk::LutAmx::scratch(part)));
+    });
+    note(fits, m);
+  }
+  if (others.empty()) return true;
+  const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
+  std::vector<float> from(others.size() * K), to(others.size() * N);
+  for (size_t i = 0; i < others.size(); i++) std::copy_n(static_cast<const float*>(wide.data_ptr()) + others[i] * K, K, &from[i * K]);
+  by_rows(w, from.data(), int64_t(others.size()), bias, to.data());
+  const auto write = [&](auto* out) {
+    for (size_t i = 0; i < others.size(); i++)
+      for (int64_t n = 0; n < N; n++) qk::from_float(to[i * N + n], out + others[i] * N + n);
+  };
+  if (dtype == 0) write(static_cast<float*>(y.data_ptr()));
+  else if (dtype == 1) write(static_cast<qk::half*>(y.data_ptr()));
+  else write(static_cast<qk::bfloat*>(y.data_ptr()));
+  return true;
+}
+
 Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
                   int64_t group_size, int64_t n, int64_t k) {
   const Weight w(codes, levels, scale, bits, group_size, n, k);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
-  if (x.size(0) == 0) return torch::stable::new_empty(x, {0, n});
+  const int64_t M = x.size(0);
+  if (M == 0) return torch::stable::new_empty(x, {0, n});
   std::optional<Tensor> wide_bias;
   if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
   const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
-  Tensor y = torch::stable::new_empty(levels, {x.size(0), n});
+  if (qk::isa() == qk::kAmx) {
+    Tensor y = torch::stable::new_empty(x, {M, n});
+    if (by_tiles(w, torch::stable::contiguous(x), b, y)) return y;
+  }
+  Tensor y = torch::stable::new_empty(levels, {M, n});
   float* to = static_cast<float*>(y.data_ptr());
-  const auto over_stripes = [&](int64_t M, auto body) {
-    constexpr int64_t kUnit = 4;  // stripes that a kernel may take at a time
-    torch::stable::parallel_for(0, (stripes(n) + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (k * M)),
-                                [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, stripes(n))); });
-  };
   if (const auto pairs = qk::lut_pairs_kernels().linear; pairs && qk::isa() == qk::kAvx512Bf16 && bits <= 4 &&
-      x.scalar_type() == ScalarType::BFloat16 && x.size(0) <= qk::LutPairs::kRows && w.in_bfloat16()) {
+      x.scalar_type() == ScalarType::BFloat16 && M <= qk::LutPairs::kRows && w.in_bfloat16()) {
     const std::vector<uint32_t> columns = in_pairs(torch::stable::contiguous(x));
-    over_stripes(x.size(0), [&](int64_t begin, int64_t end) { pairs(w.packed, begin, end, columns.data(), x.size(0), b, to); });
-    return torch::stable::to(y, x.scalar_type());
+    over_stripes(w, M, [&](int64_t begin, int64_t end) { pairs(w.packed, begin, end, columns.data(), M, b, to); });
+  } else {
+    const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
+    by_rows(w, static_cast<const float*>(wide.data_ptr()), M, b, to);
   }
-  const qk::LutKernels& kernels = qk::lut_kernels();
-  const int64_t M = x.size(0), tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
-  const float* rows = static_cast<const float*>(wide.data_ptr());
-  std::vector<float> tiled;
-  if (M > 1 || k % 32 != 0) {
-    tiled = in_tiles(rows, M, k, T);
-    rows = tiled.data();
-  }
-  over_stripes(M, [&](int64_t begin, int64_t end) {
-    std::vector<float> sums(tiles * T * kernels.pair * qk::kStripe);
-    kernels.linear(w.packed, begin, end, rows, M, T, b, to, sums.data());
-  });
   return torch::stable::to(y, x.scalar_type());
 }
 

@@ -3,3 +3,4 @@
 #include "lut_linear.h"
 QK_DECLARE_KERNELS(LutKernels, lut)
 QK_DECLARE_KERNELS(LutPairs, lut_pairs)
+QK_DECLARE_KERNELS(LutAmx, lut_amx)

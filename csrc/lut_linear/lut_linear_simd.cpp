@@ -1,9 +1,11 @@
 // Packed weights on the CPU. A vector holds the sixteen rows of a stripe for one column, so a product takes one activation
 // for all lanes, a scale is one load, and nothing is summed across lanes.
 //
-// The order of every sum, on every instruction set and for any number of activation rows: a segment is up to 128 columns
-// of one group. Its products are added one column after another, product and sum with one rounding; segment times scale is
-// added to the total in the same way, segment after segment; then the bias.
+// The order of every sum, on every instruction set: for two activation rows or more a segment is up to 128 columns of one
+// group. Its products are added one column after another, product and sum with one rounding; segment times scale is
+// added to the total in the same way, segment after segment; then the bias. For a row alone, which reads the codes as they lie,
+// it is eight such sums, one for each octet and word of a line (see Lines), with segments of up to 16 units; at the end these
+// are added, octets first.
 #include "lut_words.h"
 
 namespace {
@@ -17,6 +19,73 @@ constexpr int kTile = 6, kPair = 1;
 #else
 constexpr int kTile = 4, kPair = 1;
 #endif
+
+// One activation row: the elements of a line meet their own columns of x, so that codes need not be transposed.
+// Unit after unit: x [kColumns][16]; and the groups of the two words, with 1 where a segment ends.
+template <int bits> struct Alone {
+  using L = Lines<bits>;
+  static constexpr int kLongest = 16;
+  static int64_t units(int64_t K) { return (K + L::kWidth - 1) / L::kWidth * L::kSteps; }
+  // The first of the columns of word w of unit u.
+  static int64_t column(int64_t u, int w) {
+    return bits == 8 ? u * 32 + 4 * w : ((u / L::kSteps * 2 + w) * L::kSteps + u % L::kSteps) * kBlock;
+  }
+  static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
+    const int64_t all = units(w.K);
+    const auto group = [&](int64_t u, int word) { return int32_t(lower(column(u, word) / w.group, w.G - 1)); };
+    int64_t begun = 0;
+    for (int64_t u = 0; u < all; u++, groups += 3) {
+      for (int i = 0; i < L::kColumns; i++)
+        for (int e = 0; e < kLanes; e++) {
+          const int64_t k = column(u, e % 2) + e / 4 * 8 + i;
+          *to++ = k < w.K ? x[k] : 0.0f;
+        }
+      groups[0] = group(u, 0), groups[1] = group(u, 1);
+      groups[2] = u + 1 == all || u + 1 - begun == kLongest || group(u + 1, 0) != groups[0] || group(u + 1, 1) != groups[1];
+      if (groups[2]) begun = u + 1;
+    }
+  }
+};
+
+#if QK_ISA == 512
+constexpr int kLines = 8;  // at a time: their sums are in registers
+#else
+constexpr int kLines = 4;
+#endif
+template <int bits, class Levels>
+void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, float* y) {
+  using L = Lines<bits>;
+  const L lines(w);
+  const Levels table(w);
+  const int64_t tiles = Alone<bits>::units(w.K) / L::kSteps;
+  for (int64_t stripe = begin; stripe < end; stripe++) {
+    alignas(64) float sums[8][kLanes], rows[kLanes];
+    for (int first = 0; first < 8; first += kLines) {
+      F d[kLines], total[kLines];
+      for (int g = 0; g < kLines; g++) total[g] = d[g] = F(0.0f);
+      const float* from = x;
+      const int32_t* of = groups;
+      for (int64_t tile = 0; tile < tiles; tile++) {
+        for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
+        QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += L::kColumns * kLanes, of += 3) {
+          lines.template codes<kLines>(stripe, tile, first, s, [&](int i, int g, I code) QK_INLINE_LAMBDA {
+            d[g] = fused(table(code), load(from + i * kLanes), d[g]);
+          });
+          if (of[2]) {
+            const F scale = load(w.scale + (stripe * w.G + of[0]) * kStripe), other = load(w.scale + (stripe * w.G + of[1]) * kStripe);
+            for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(scale, other, first + g), total[g]), d[g] = F(0.0f);
+          }
+        }
+      }
+      for (int g = 0; g < kLines; g++) store(sums[first + g], total[g]);
+    }
+    for (int r = 0; r < kStripe; r++) {
+      const float* e = sums[r % 8] + r / 8 * 2;
+      rows[r] = ((e[0] + e[4]) + (e[8] + e[12])) + ((e[1] + e[5]) + (e[9] + e[13]));
+    }
+    finish(w, stripe, load(rows), bias, y);
+  }
+}
 
 // R stripes from `stripe` on, times M activation rows, x [K][M]: from the words to the sums, all in registers. Those at
 // `end` and beyond are computed as the last one again, and not written.
@@ -90,7 +159,6 @@ void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x,
   };
 #if QK_ISA == 512
   switch (M) {
-    case 1: return each(4, direct<bits, Levels, 4, 1>);
     case 2: return each(2, direct<bits, Levels, 2, 2>);
     case 3: return each(2, direct<bits, Levels, 2, 3>);
     case 4: return each(2, direct<bits, Levels, 2, 4>);
@@ -100,7 +168,6 @@ void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x,
     case 8: return each(1, direct<bits, Levels, 1, 8>);
   }
 #elif QK_ISA == 2
-  if (M == 1) return each(2, direct<bits, Levels, 2, 1>);
   if (M == 2) return each(2, direct<bits, Levels, 2, 2>);
 #endif
   for (; begin < end; begin += kPair) shared<bits, Levels>(w, begin, end, x, M, T, bias, y, sums);
@@ -134,20 +201,25 @@ void dequantize_stripes(const Packed& w, int64_t begin, int64_t end, float* out)
     }
 }
 
-template <int n, class T> struct Kind { static constexpr int bits = n; using Levels = T; };
-template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
-  switch (w.bits) {
-    case 1: return body(Kind<1, Table<1>>{});
-    case 2: return body(Kind<2, Table<2>>{});
-    case 3: return body(Kind<3, Table<3>>{});
-    case 4: return body(Kind<4, Table<4>>{});
-    case 8: return w.uniform ? body(Kind<8, Uniform>{}) : body(Kind<8, Table<8>>{});
-  }
-}
-
 void dequantize(const Packed& w, int64_t begin, int64_t end, float* out) {
   for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
     dequantize_stripes<kind.bits, typename decltype(kind)::Levels>(w, begin, end, out);
+  });
+}
+
+int64_t units(const Packed& w) {
+  int64_t n = 0;
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA { n = Alone<kind.bits>::units(w.K); });
+  return n;
+}
+
+void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA { Alone<kind.bits>::spread(w, x, to, groups); });
+}
+
+void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, float* y) {
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    alone<kind.bits, typename decltype(kind)::Levels>(w, begin, end, x, groups, bias, y);
   });
 }
 
@@ -162,5 +234,5 @@ void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t
 
 namespace qk {
 extern const LutKernels QK_NAME(lut);
-const LutKernels QK_NAME(lut) = {dequantize, linear, kTile, kPair};
+const LutKernels QK_NAME(lut) = {dequantize, units, spread, alone, linear, kTile, kPair};
 }  // namespace qk

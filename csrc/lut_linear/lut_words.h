@@ -20,6 +20,15 @@ QK_IN I left(I a, int n) { return {_mm512_slli_epi32(a.v, n)}; }
 QK_IN I choose(uint32_t mask, I a, I b) { return {_mm512_ternarylogic_epi32(_mm512_set1_epi32(int(mask)), a.v, b.v, 0xca)}; }
 QK_IN I low_byte(I a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(255))}; }
 QK_IN F to_float(I a) { return _mm512_cvtepi32_ps(a.v); }
+QK_IN I load_words(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+QK_IN I repeat(I a, int word) { return {word ? _mm512_shuffle_epi32(a.v, _MM_PERM_DDBB) : _mm512_shuffle_epi32(a.v, _MM_PERM_CCAA)}; }
+QK_IN I left_by(I a, int even, int odd) {
+  return {_mm512_rolv_epi32(a.v, _mm512_set1_epi64(int64_t(even & 31) | int64_t(odd & 31) << 32))};
+}
+QK_IN F of_row(F scale, F other, int g) {
+  const __m512i both = _mm512_setr_epi32(0, 16, 8, 24, 0, 16, 8, 24, 0, 16, 8, 24, 0, 16, 8, 24);
+  return _mm512_permutex2var_ps(scale.v, _mm512_add_epi32(both, _mm512_set1_epi32(g)), other.v);
+}
 #elif QK_ISA == 2
 struct I { __m256i v[2]; };
 QK_IN I right(I a, int n) { return {{_mm256_srli_epi32(a.v[0], n), _mm256_srli_epi32(a.v[1], n)}}; }
@@ -34,6 +43,28 @@ QK_IN I low_byte(I a) {
   return {{_mm256_and_si256(a.v[0], m), _mm256_and_si256(a.v[1], m)}};
 }
 QK_IN F to_float(I a) { return {_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}; }
+QK_IN I load_words(const uint8_t* p) {
+  const __m256i* from = reinterpret_cast<const __m256i*>(p);
+  return {{_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)}};
+}
+QK_IN I repeat(I a, int word) {
+  if (word) return {{_mm256_shuffle_epi32(a.v[0], 0xf5), _mm256_shuffle_epi32(a.v[1], 0xf5)}};
+  return {{_mm256_shuffle_epi32(a.v[0], 0xa0), _mm256_shuffle_epi32(a.v[1], 0xa0)}};
+}
+QK_IN I left_by(I a, int even, int odd) {  // a count that is not below 32 gives 0
+  const auto counts = [](int e, int o) { return _mm256_set1_epi64x(int64_t(uint32_t(e)) | int64_t(o) << 32); };
+  const __m256i l = counts(even, odd), r = counts(-even, -odd);
+  const auto half = [&](__m256i v) { return _mm256_or_si256(_mm256_sllv_epi32(v, l), _mm256_srlv_epi32(v, r)); };
+  return {{half(a.v[0]), half(a.v[1])}};
+}
+QK_IN F of_row(F scale, F other, int g) {
+  const __m256i at = _mm256_set1_epi32(g);
+  const auto pick = [&](int half) {
+    return _mm256_blend_ps(_mm256_permutevar8x32_ps(scale.v[half], at), _mm256_permutevar8x32_ps(other.v[half], at), 0xaa);
+  };
+  const __m256 eight = _mm256_blend_ps(pick(0), pick(1), 0xcc);
+  return {eight, eight};
+}
 #else
 struct I { uint32_t v[kLanes]; };
 QK_IN I right(I a, int n) QK_LANES(I, .v[i] = a.v[i] >> n)
@@ -41,7 +72,16 @@ QK_IN I left(I a, int n) QK_LANES(I, .v[i] = a.v[i] << n)
 QK_IN I choose(uint32_t mask, I a, I b) QK_LANES(I, .v[i] = (a.v[i] & mask) | (b.v[i] & ~mask))
 QK_IN I low_byte(I a) QK_LANES(I, .v[i] = a.v[i] & 255)
 QK_IN F to_float(I a) QK_LANES(F, .v[i] = float(a.v[i]))
+QK_IN I load_words(const uint8_t* p)
+    QK_LANES(I, .v[i] = uint32_t(p[4 * i]) | uint32_t(p[4 * i + 1]) << 8 | uint32_t(p[4 * i + 2]) << 16 | uint32_t(p[4 * i + 3]) << 24)
+QK_IN I repeat(I a, int word) QK_LANES(I, .v[i] = a.v[i / 2 * 2 + word])
+QK_IN uint32_t left_by(uint32_t a, int n) { return n < 0 ? a >> -n : a << n; }
+QK_IN I left_by(I a, int even, int odd) QK_LANES(I, .v[i] = left_by(a.v[i], i % 2 ? odd : even))
+QK_IN F of_row(F scale, F other, int g) QK_LANES(F, .v[i] = (i % 2 ? other : scale).v[g + i / 2 % 2 * 8])
 #endif
+// What these are: sixteen words from memory; of each two words the first or second one, twice; words at even and odd places shifted
+// left, or right by what is negative (what is shifted out may come in again); and for a line (see Lines) of rows g and g + 8, the
+// scale of each element's row, from `scale` for the first words and `other` for the second ones.
 
 // Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
 #if QK_ISA == 512
@@ -135,6 +175,18 @@ struct Uniform {
   QK_HD F operator()(I code) const { return fused(to_float(low_byte(code)), step, base); }
 };
 
+// How the codes of a weight become levels.
+template <int n, class T> struct Kind { static constexpr int bits = n; using Levels = T; };
+template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
+  switch (w.bits) {
+    case 1: return body(Kind<1, Table<1>>{});
+    case 2: return body(Kind<2, Table<2>>{});
+    case 3: return body(Kind<3, Table<3>>{});
+    case 4: return body(Kind<4, Table<4>>{});
+    case 8: return w.uniform ? body(Kind<8, Uniform>{}) : body(Kind<8, Table<8>>{});
+  }
+}
+
 // ---------------------------------------------------------------- the tiles of a stripe
 // A sub-block is 32 columns: four octets, t = 0 to 3. Words of a plane of p < 8 bits hold an octet of 4 / p sub-blocks.
 template <int p> struct Plane {
@@ -147,10 +199,10 @@ template <int p> struct Plane {
   QK_HD void load(int64_t stripe, int64_t block, I* words) const {
     transpose_tile(first + stripe * stride + block / kBlocks * 512, words);
   }
-  // A quarter of the lines of sub-block `block`, kAhead bytes early: of the next four stripes where this one ends.
-  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
+  // A quarter of the lines of sub-block `block`, kAhead bytes early: of the next R stripes where this one ends.
+  template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
     int64_t offset = block * (64 * p) + kAhead;
-    if (offset >= stride) offset += 3 * stride;
+    if (offset >= stride) offset += (R - 1) * stride;
     for (int line = t; line < p; line += 4) __builtin_prefetch(first + stripe * stride + offset + line * 64);
   }
 };
@@ -162,7 +214,7 @@ template <int bits> struct Codes {
   Plane<bits> plane;
   explicit Codes(const Packed& w) : plane(w.codes, w.K) {}
   QK_HD void load(int64_t stripe, int64_t block, I* words) const { plane.load(stripe, block, words); }
-  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.prefetch(stripe, block, t); }
+  template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.template prefetch<R>(stripe, block, t); }
   // body(i, r, code) for the columns i < n of octet t of R stripes: the code is in the lowest bits. Up to 4 bits, that of
   // column i + 4 is 16 bits further up.
   template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
@@ -200,9 +252,9 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
     if ((block + 4) * 128 < low.stride) low.load(stripe, block + 4, words + 8);  // 128 bytes a sub-block
     high.load(stripe, block, words + 16);
   }
-  QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
-    low.prefetch(stripe, block, t);
-    high.prefetch(stripe, block, t);
+  template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
+    low.prefetch<R>(stripe, block, t);
+    high.prefetch<R>(stripe, block, t);
   }
   template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
     I word[R];  // of nibbles: bits 0 to 2 are the code
@@ -217,6 +269,47 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
     const auto* two = words + b / 2 * 4 + t;
     const auto* one = words + 16 + b / 4 * 4 + t;
     return choose(3, nibbles(two[0][row], two[1][row], b % 2 * 2), left(nibbles(one[0][row], one[1][row], b % 4), 2));
+  }
+};
+
+// ---------------------------------------------------------------- lines
+// The codes of a T16 tile as they lie: line g is 64 bytes, word w of the octets t of row g in element 4 t + w and of row g + 8 in
+// 4 t + 2 + w. A tile is kSteps units, by the place of a code in its nibble; word w of step s is sub-block w * kSteps + s of the
+// tile, or of 8 bits columns 4 w and up of each octet of the one that there is.
+template <int bits> struct Lines {
+  static constexpr int kSteps = bits == 8 ? 1 : 4 / bits, kColumns = bits == 8 ? 4 : 8;  // columns of a word in a unit
+  static constexpr int kWidth = bits == 8 ? 32 : 64 * kSteps;                            // of a tile, in columns
+  Plane<bits> plane;
+  explicit Lines(const Packed& w) : plane(w.codes, w.K) {}
+  QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return plane.first + stripe * plane.stride + tile * 512; }
+  QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const { __builtin_prefetch(at(stripe, tile) + 2048 + g * 64); }
+  // body(i, g, code) for the columns of step s of n lines from `first` on.
+  template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
+    I line[n];
+    QK_UNROLL for (int g = 0; g < n; g++) line[g] = load_words(at(stripe, tile) + (first + g) * 64);
+    QK_UNROLL for (int i = 0; i < kColumns; i++)
+      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, right(line[g], bits == 8 ? 8 * i : 4 * i + bits * s));
+  }
+};
+template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
+  static constexpr int kSteps = 2, kColumns = 8, kWidth = 128;
+  Plane<2> low;
+  Plane<1> high;
+  explicit Lines(const Packed& w) : low(w.codes, w.K), high(w.codes + (w.N + 15) / 16 * low.stride, w.K) {}
+  QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return low.first + stripe * low.stride + tile * 512; }
+  QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const {
+    __builtin_prefetch(at(stripe, tile) + 2048 + g * 64);
+    if (tile % 2 == 0) __builtin_prefetch(high.first + stripe * high.stride + tile * 256 + 1024 + g * 64);
+  }
+  template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
+    I word[n];  // of nibbles: bits 0 to 2 are the code
+    QK_UNROLL for (int g = 0; g < n; g++) {
+      const I two = right(load_words(at(stripe, tile) + (first + g) * 64), 2 * s);
+      const I one = load_words(high.first + stripe * high.stride + tile / 2 * 512 + (first + g) * 64);
+      word[g] = choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
+    }
+    QK_UNROLL for (int i = 0; i < 8; i++)
+      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, right(word[g], 4 * i));
   }
 };
 
@@ -253,7 +346,7 @@ QK_IN void over_columns(const Packed& w, int64_t stripe, int64_t end, Each&& eac
         if (block >= blocks) break;
         for (int t = 0; t < 4; t++) {
           const int64_t k = block * kBlock + 8 * t;
-          for (int r = 0; r < R; r++) codes.prefetch(at(r), block, t);
+          for (int r = 0; r < R; r++) codes.template prefetch<R>(at(r), block, t);
           C::template octet<n>(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA { each(k, i, r, code); });
         }
         if ((block + 1) * kBlock >= segment.end) {
@@ -284,7 +377,7 @@ template <int R, int M> struct Sums {
 };
 
 // The rows of a stripe that exist, of one activation row.
-QK_IN void finish(const Packed& w, int64_t stripe, F total, const float* bias, float* y) {
+template <class T> QK_IN void finish(const Packed& w, int64_t stripe, F total, const float* bias, T* y) {
   const int64_t n = stripe * kStripe, rows = lower(kStripe, w.N - n);
   if (rows == kStripe) {
     store(y + n, bias ? total + load(bias + n) : total);

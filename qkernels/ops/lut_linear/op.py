@@ -132,9 +132,16 @@ if "cpu" in backends.backends_of("lut_linear"):
 
     @backends.kernel("lut_linear", "cpu")
     def _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
-        if x.shape[0] < _MANY_ROWS:
+        if x.shape[0] < _MANY_ROWS or _by_tiles(x, levels):
             return torch.ops.qkernels_cpu.lut_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
         return _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, "auto")
+
+
+def _by_tiles(x: Tensor, levels: Tensor) -> bool:
+    """Whether many rows are faster on the processor's matrix tiles: in float32, of levels that are bfloat16 values."""
+    if torch.ops.qkernels_cpu.isa("") != "amx":
+        return False
+    return x.dtype != torch.float32 or torch.equal(levels.bfloat16().float(), levels)
 
 
 def _cuda_linear(x, codes, levels, scale, bias, bits, group_size, n, k):

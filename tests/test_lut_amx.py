@@ -1,0 +1,108 @@
+"""lut_linear on the matrix tiles of a processor with AMX-BF16. tests/test_native.py runs the kernel in software, too."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import qkernels as qk
+from qkernels.pack import LutWeight
+from qkernels.testing.others import assert_twice_as_good
+
+from .isas import ALL
+from .test_matmul import DTYPES, make, randn
+
+pytestmark = pytest.mark.skipif("amx" not in ALL, reason="this machine has no AMX-BF16")
+LEVELS = ("one part", "three parts")
+
+
+def weight(N: int, K: int, P: int, bits: int = 4, levels: str = "one part") -> LutWeight:
+    """Levels that are bfloat16 values, or sums of three."""
+    w = make(N, K, bits=bits, P=P)
+    table = w.levels.bfloat16().float() if levels == "one part" else w.levels
+    return LutWeight(w.codes, table, w.scale, bits, w.group_size, w.shape)
+
+
+@pytest.fixture(autouse=True)
+def on_tiles(isa):
+    assert isa("amx") == "amx"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_sums_are_within_twice_the_error_of_plain_pytorch(bits, levels, dtype):
+    for N, K, P in ((40, 128, 160), (7, 300, 7), (70, 1024, 70 * 8)):
+        w, x, bias = weight(N, K, P, bits, levels), randn(40, K).to(dtype), randn(N).to(dtype)
+        for M in (2, 9, 40):
+            y = qk.lut_linear(x[:M], w, bias, backend="cpu")
+            assert y.dtype == dtype
+            assert_twice_as_good(y, x[:M], w.dequantize(), bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_a_row_gives_the_same_bits_in_batches_of_2_to_8_and_of_more(levels, dtype):
+    w, x = weight(70, 640, 70 * 5, levels=levels), randn(600, 640).to(dtype)
+    few, many = qk.lut_linear(x[:8], w, backend="cpu"), qk.lut_linear(x[:500], w, backend="cpu")
+    for M in (2, 3, 5, 6, 7):
+        assert torch.equal(qk.lut_linear(x[8 - M : 8], w, backend="cpu"), few[8 - M :]), M
+    for M in (9, 16, 17, 48, 129):
+        assert torch.equal(qk.lut_linear(x[100 : 100 + M], w, backend="cpu"), many[100 : 100 + M]), M
+    if dtype != torch.float32 or levels == "one part":  # else PyTorch's matmul
+        assert torch.equal(qk.lut_linear(x, w, backend="cpu")[:500], many)
+
+
+def test_more_rows_than_are_held_at_a_time():
+    """K so long that x is taken in several turns; and threads share the stripes in any way."""
+    w, x = weight(50, 20000, 50), randn(40, 20000).bfloat16()
+    want, threads = qk.lut_linear(x, w, backend="cpu"), torch.get_num_threads()
+    assert_twice_as_good(want, x, w.dequantize(), None)
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            assert torch.equal(qk.lut_linear(x, w, backend="cpu"), want)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_tiles_would_lose_come_from_the_other_kernel(dtype, isa):
+    """What is not finite, and rows of nothing but tiny values: a tile counts as 0 what is below 2**-126."""
+    w, x = weight(70, 256, 140), randn(40, 256)
+    x[3, 7], x[11, 255], x[12, 0] = float("nan"), float("inf"), float("-inf")
+    x[20] *= 1e-37
+    x[21] = 0
+    x, rest = x.to(dtype), [m for m in range(40) if m not in (3, 11, 12, 20)]
+    y = qk.lut_linear(x, w, backend="cpu")
+    assert y[3].isnan().all() and not y[11:13].isfinite().any() and not y[21].any()
+    assert_twice_as_good(y[rest], x[rest], w.dequantize(), None)
+    isa("avx512")
+    want = qk.lut_linear(x[[3, 11, 12, 20]], w, backend="cpu")
+    own = [3, 11, 12] if dtype == torch.float16 else [3, 11, 12, 20]  # in float16 the tiny row is 0
+    assert torch.equal(y[own].isnan(), want[: len(own)].isnan())
+    assert torch.equal(y[own].nan_to_num(), want[: len(own)].nan_to_num())
+    isa("amx")
+    alone = qk.lut_linear(x[rest], w, backend="cpu")
+    assert torch.equal(y[rest], alone)
+
+
+def test_levels_that_are_not_finite_stay_in_their_weights():
+    w = weight(20, 64, 20)
+    w.levels[3] = float("nan")
+    x = randn(5, 64)
+    y = qk.lut_linear(x, w, backend="cpu")
+    assert torch.equal(y.isnan(), (w.unpack() == 3).any(1).expand(5, 20))
+
+
+def test_the_other_users_of_the_tiles_find_them_as_they_were():
+    """PyTorch's own bfloat16 matmul, between ours."""
+    w, x, dense = weight(256, 512, 256), randn(64, 512).bfloat16(), randn(256, 512, seed=3).bfloat16()
+    want, ours = F.linear(x, dense), qk.lut_linear(x, w, backend="cpu")
+    for M in (64, 7, 33, 64):
+        assert torch.equal(qk.lut_linear(x[:M], w, backend="cpu"), ours[:M]) or M < 9
+        assert torch.equal(F.linear(x, dense), want)
+
+
+def test_many_float32_rows_of_levels_with_three_parts_are_plain_pytorch():
+    w, x = weight(40, 96, 40, levels="three parts"), randn(600, 96)
+    assert torch.equal(qk.lut_linear(x, w, backend="cpu"), F.linear(x, w.dequantize()))
