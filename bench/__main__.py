@@ -90,6 +90,9 @@ def main() -> int:
     parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="only these (quant)")
     parser.add_argument("--bits", nargs="+", type=int, choices=matmul.BITS, help="only these (matmul)")
     parser.add_argument("--rows", nargs="+", type=int, help="of x (matmul)")
+    parser.add_argument(
+        "--levels", choices=["bfloat16", "float32"], default="bfloat16", help="what the levels are exactly (matmul)"
+    )
     parser.add_argument("--plot", type=Path, help="draw the times faster than F.linear here (matmul; needs matplotlib)")
     parser.add_argument("--quick", action="store_true", help="few settings, float32, hot only")
     parser.add_argument("--json", type=Path, help="write the rows here, one JSON object a line")
@@ -110,7 +113,7 @@ def main() -> int:
     if args.suite == "quant":
         suite = quant.run(args.device, args.quick, args.op)
     else:
-        suite = matmul.run(args.device, args.quick, args.bits, args.rows)
+        suite = matmul.run(args.device, args.quick, args.bits, args.rows, getattr(torch, args.levels))
     for row in suite:
         print(line(args.suite, row), flush=True)
         rows.append(row | about)

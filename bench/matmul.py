@@ -26,10 +26,12 @@ _FLOATS = "lut_linear"
 
 
 @functools.lru_cache(maxsize=1)
-def make_weight(N: int, K: int, bits: int, group: int, device: str) -> LutWeight:
+def make_weight(N: int, K: int, bits: int, group: int, levels_dtype: torch.dtype, device: str) -> LutWeight:
+    """Any levels of levels_dtype: those of LSQ, CPQ, DAQ and POST are bfloat16 values, DQ learns float32 ones."""
     g = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 2**bits, (N, K), generator=g, dtype=torch.uint8)
     levels, scale = torch.randn(2**bits, generator=g), torch.rand(N * K // group, generator=g) + 0.1
+    levels = levels.to(levels_dtype).float()
     return LutWeight.pack(codes, levels, scale, bits=bits, group_size=group).to(device)
 
 
@@ -41,7 +43,16 @@ def make_post(N: int, K: int, group: int) -> LutWeight:
 
 
 def measure(
-    N: int, K: int, M: int, bits: int, group: int, dtype: torch.dtype, device: str, cache: str, seconds: float
+    N: int,
+    K: int,
+    M: int,
+    bits: int,
+    group: int,
+    dtype: torch.dtype,
+    levels: torch.dtype,
+    device: str,
+    cache: str,
+    seconds: float,
 ) -> dict:
     """One row. The roof is a sum over as many bytes as the caches do not hold, by the same threads.
 
@@ -52,7 +63,7 @@ def measure(
     ``lut_linear`` with the same values in float32, as is the dense layer, and its limit that of the bandwidth.
     """
     hot, integers, name = cache == "hot", dtype == torch.int8, str(dtype)[6:]
-    w = make_post(N, K, group) if integers else make_weight(N, K, bits, group, device)
+    w = make_post(N, K, group) if integers else make_weight(N, K, bits, group, levels, device)
     dtype = torch.float32 if integers else dtype
     ours = [dataclasses.replace(w, codes=codes) for codes in copies(w.codes, hot)]
     dense = copies(w.dequantize(dtype), hot)
@@ -82,7 +93,7 @@ def measure(
     by_bytes = nbytes / much.nbytes * times["roof"].median
     by_products = 0.0 if integers else M * N * K / side**3 * times["products"].median
     row = {
-        "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name, "device": device,
+        "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name, "levels": str(levels)[6:], "device": device,
         "backend": "cpu post-int8" if integers else backends.resolve("lut_linear", x, None), "cache": cache,
         "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),
@@ -95,8 +106,14 @@ def measure(
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
 
 
-def run(device: str, quick: bool, bits: list[int] | None = None, rows: list[int] | None = None) -> Iterator[dict]:
-    """Rows of the matmul benchmark; rows: of x."""
+def run(
+    device: str,
+    quick: bool,
+    bits: list[int] | None = None,
+    rows: list[int] | None = None,
+    levels: torch.dtype = torch.bfloat16,
+) -> Iterator[dict]:
+    """Rows of the matmul benchmark; rows: of x; levels: what the weight's are exactly."""
     dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)[: 1 if quick else 2]
     kinds = [(b, dtype) for dtype in dtypes for b in bits or (QUICK_BITS if quick else BITS)]
     if device == "cpu" and 4 in (bits or BITS):
@@ -108,4 +125,4 @@ def run(device: str, quick: bool, bits: list[int] | None = None, rows: list[int]
     shapes, all_rows = (shapes[:1], QUICK_ROWS) if quick else (shapes, all_rows)
     seconds = 0.3 if device == "cuda" else 1.0 if quick else 2.0
     for (N, K), (b, dtype), M, cache in itertools.product(shapes, kinds, rows or all_rows, caches):
-        yield measure(N, K, M, b, 128, dtype, device, cache, seconds)
+        yield measure(N, K, M, b, 128, dtype, levels, device, cache, seconds)

@@ -1,4 +1,4 @@
-"""lut_linear on the matrix tiles of a processor with AMX-BF16. tests/test_native.py runs the kernel in software, too."""
+"""lut_linear on the matrix tiles of a processor with AMX-BF16. tests/test_native.py runs its kernel in software too."""
 
 import pytest
 import torch

@@ -50,12 +50,12 @@ struct AmxRows {
   int64_t M, K;
   int parts;
   int64_t blocks = (K + 31) / 32, most = 16 / parts, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
-  int64_t height() const { return each * parts; }  // of a tile
-  uint16_t* block(int64_t tile, int64_t b) const { return data + (tile * blocks + b) * height() * 32; }
-  uint16_t* row(int64_t m) const { return block(m / each, 0) + m % each * parts * 32; }  // in the first block
-  int64_t values() const { return tiles * blocks * height() * 32; }
+  QK_HD int64_t height() const { return each * parts; }  // of a tile
+  QK_HD uint16_t* block(int64_t tile, int64_t b) const { return data + (tile * blocks + b) * height() * 32; }
+  QK_HD uint16_t* row(int64_t m) const { return block(m / each, 0) + m % each * parts * 32; }  // in the first block
+  QK_HD int64_t values() const { return tiles * blocks * height() * 32; }
   // Rows of x to take at a time: what an L2 cache holds, for they are walked over again for every few stripes.
-  int64_t held() const { const int64_t n = (5 << 18) / (blocks * 1024); return (n < 1 ? 1 : n) * most; }
+  QK_HD int64_t held() const { const int64_t n = (5 << 18) / (blocks * 1024); return (n < 1 ? 1 : n) * most; }
 };
 
 // Levels as sums of as few bfloat16 values, exactly.
@@ -90,13 +90,13 @@ struct AmxOutput {
 
 // Null without the instructions.
 struct LutAmx {
-  static constexpr int64_t kBuffer = 2 * 8 * 4 * 3 * 1024;  // bytes: see Decoder
+  static constexpr int64_t kBuffer = 2 * 8 * 2 * 3 * 1024;  // bytes: see Decoder
   // Rows [begin, end) of x [M, K], of y's dtype; fits[m]: whether row m is for tiles. least: see AmxRows.
   void (*split)(const AmxRows&, int64_t begin, int64_t end, const void* x, int dtype, float least, char* fits);
   // Columns of stripes [begin, end) of y = x w^T + bias.
   // scratch: kBuffer bytes, then as many as scratch() says.
   void (*linear)(const Packed&, const AmxLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, AmxOutput y, uint8_t* scratch);
-  static int64_t scratch(const AmxRows& x) { return kBuffer + x.tiles * x.each * 4 * 64; }
+  static int64_t scratch(const AmxRows& x) { return kBuffer + x.tiles * x.each * 2 * 64; }
 };
 
 }  // namespace qk

@@ -303,9 +303,10 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     """``y = x @ W.T + bias`` with ``W[n, k] = levels[code[n, k]] * scale[n, k // group_size]``; W stays packed.
 
     Accumulated in float32, rounded to x's dtype once; a scale multiplies sums of up to 128 products, so that levels
-    near the ends of float32 may overflow or lose digits where the weights themselves do not. On a CPU a row gives
-    the same bits in any batch of fewer than 512 rows; more rows meet W in float32, a part of it at a time, in
-    PyTorch's matmul. Under autocast x is cast as for ``F.linear``.
+    near the ends of float32 may overflow or lose digits where the weights themselves do not. On a CPU the order of the
+    sums depends on the number of rows only in steps: one row, more, and 512 or more, which meet W in float32, a part of
+    it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels that are no bfloat16 values and x
+    in 16 bits: up to 8, and more). Under autocast x is cast as for ``F.linear``.
 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
         dlevels[c] = sum of dW[n, k] * scale[n, k // group_size] where code[n, k] is c
