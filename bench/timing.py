@@ -94,14 +94,14 @@ def interleave(
 
     candidates: name -> function of a running number, by which it can rotate over copies of its input.
     hot: before it is timed, a candidate runs twice untimed, so that it finds its own data in the caches and not what
-        the one before it left there; the time is the mean of three calls. Else every call is timed. (On a GPU the L2
-        cache is always flushed before.)
+        the one before it left there; the time is the mean of three calls. Else once: its code is there, as in a model
+        whose layers are all of a kind, but not its data. (On a GPU the L2 cache is always flushed before.)
     laps: > 0: on a GPU, so many calls in a CUDA graph are what is called once, and a time is that of one of them.
     """
     once = clock(device)
     if laps:
         candidates = {name: captured(fn, laps) for name, fn in candidates.items()}
-    before, timed = (2, 3) if hot else (0, 1)
+    before, timed = (2, 3) if hot else (1, 1)
     us: dict[str, list[float]] = {name: [] for name in candidates}
     counts = dict.fromkeys(candidates, 0)
 

@@ -44,6 +44,7 @@ if not HAS_TRITON:
     MISSING["triton"] = "the package triton is not installed"
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_VARIABLES = getattr(os.environ, "_data", None) if os.name == "posix" else None  # the dict behind it, of bytes
 _in_functorch = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 
@@ -185,6 +186,13 @@ def refusal(name: str, backend: str, x: Tensor, dtypes: Sequence[torch.dtype] = 
     return None
 
 
+def asked() -> str | None:
+    """What the environment variable QKERNELS_BACKEND says. (os.environ raises and catches for what is not there.)"""
+    if _VARIABLES is not None and b"QKERNELS_BACKEND" not in _VARIABLES:
+        return None
+    return os.environ.get("QKERNELS_BACKEND") or None
+
+
 def resolve(name: str, x: Tensor, requested: str | None, dtypes: Sequence[torch.dtype] = FLOATS) -> str:
     """The backend that will run ``name`` on ``x``.
 
@@ -192,9 +200,7 @@ def resolve(name: str, x: Tensor, requested: str | None, dtypes: Sequence[torch.
     NotImplementedError with the reason. Otherwise "cpu" on a CPU, and on a GPU the first of "cuda" and "triton" that
     can and that a committed result marks as verified; else "reference".
     """
-    if not requested and "QKERNELS_BACKEND" in os.environ:  # asked first: get() of what is not there is slow
-        requested = os.environ["QKERNELS_BACKEND"]
-    if requested:
+    if requested := requested or asked():
         if why := refusal(name, requested, x, dtypes):
             raise NotImplementedError(f"{name} on {x.device}: {requested}: {why}")
         return requested

@@ -12,6 +12,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qkernels import backends
 from qkernels.ops.function import call, no_autocast, once_differentiable
@@ -128,12 +129,14 @@ def _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backe
     return y
 
 
-if "cpu" in backends.backends_of("lut_linear"):
+_HAS_CPU = "cpu" in backends.backends_of("lut_linear")
+if _HAS_CPU:
+    _cpu_op = torch.ops.qkernels_cpu.lut_linear.default
 
     @backends.kernel("lut_linear", "cpu")
     def _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
         if x.shape[0] < _MANY_ROWS or _by_tiles(x, levels):
-            return torch.ops.qkernels_cpu.lut_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
+            return _cpu_op(x, codes, levels, scale, bias, bits, group_size, n, k)
         return _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, "auto")
 
 
@@ -265,6 +268,30 @@ def _stripes(codes, scale, bits, n, k, elements) -> Iterator[tuple[slice, Tensor
         yield slice(start, stop), torch.cat([plane[part].flatten() for plane in stripes]), scale[part]
 
 
+def _is_simple(x, codes, levels, scale, bias, n, k) -> bool:
+    """Whether the CPU's kernel can be called as it is, in a few checks: for one row of x, with a weight that has just
+    gone through the caches, what Python does on the way costs a third of the kernel's own time."""
+    return (
+        _HAS_CPU
+        and backends.is_plain(x)
+        and x.is_cpu
+        and x.dim() == 2
+        and x.shape[1] == k
+        and x.dtype in backends.FLOATS
+        and codes.is_cpu
+        and x.is_contiguous()
+        and (bias is None or (bias.is_cpu and bias.shape == (n,) and bias.is_floating_point()))
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.is_grad_enabled() and _trains(x, levels, scale, bias))
+        and backends.asked() is None
+    )
+
+
+def _trains(x: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
+    return x.requires_grad or levels.requires_grad or scale.requires_grad or (bias is not None and bias.requires_grad)
+
+
 def linear(
     x: Tensor,
     codes: Tensor,
@@ -279,6 +306,8 @@ def linear(
     backend: str | None = None,
 ) -> Tensor:
     """``lut_linear`` on the fields of a LutWeight of n rows and k columns: what a module that holds them calls."""
+    if backend is None and _is_simple(x, codes, levels, scale, bias, n, k):
+        return _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
     _check_x("lut_linear", x)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear: x must have shape [..., K={k}], got {list(x.shape)}")
