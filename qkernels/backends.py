@@ -43,7 +43,7 @@ else:
 if not HAS_TRITON:
     MISSING["triton"] = "the package triton is not installed"
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 _VARIABLES = getattr(os.environ, "_data", None) if os.name == "posix" else None  # the dict behind it, of bytes
 _in_functorch = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
@@ -102,7 +102,7 @@ def is_plain(x: Tensor) -> bool:
     Then a kernel is called without the way through the dispatcher, which costs more than it on a small tensor, and
     several times that where a large one has just gone through the caches.
     """
-    return not (is_compiling() or _in_functorch() or _modes() or type(x) not in _PLAIN)
+    return not (is_compiling() or _in_functorch() or _modes() or type(x) not in PLAIN)
 
 
 def one_by_one(op: Callable, info: object, in_dims: Sequence[int | None], *args) -> tuple:

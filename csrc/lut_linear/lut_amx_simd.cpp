@@ -18,7 +18,6 @@
 namespace {
 
 using qk::AmxLevels;
-using qk::AmxOutput;
 using qk::AmxRows;
 
 constexpr int kStripes = 2;                  // at a time, and as many tiles of x: four tiles of sums
@@ -157,12 +156,6 @@ struct Ended {
   QK_HD void flush(int parts, int64_t each) { while (next < end) add(parts, each); }
 };
 
-QK_IN void write(const Packed& w, int64_t stripe, F total, const float* bias, AmxOutput y, int64_t m) {
-  if (y.dtype == 0) finish(w, stripe, total, bias, static_cast<float*>(y.data) + m * w.N);
-  else if (y.dtype == 1) finish(w, stripe, total, bias, static_cast<qk::half*>(y.data) + m * w.N);
-  else finish(w, stripe, total, bias, static_cast<qk::bfloat*>(y.data) + m * w.N);
-}
-
 // The rows of kStripes stripes from `stripe` on; those at `end` and beyond are the last one again, and not written.
 template <int bits, class Levels, int parts> struct Stripes {
   using D = Decoder<bits, Levels, parts>;
@@ -217,7 +210,7 @@ template <int bits, class Levels, int parts> struct Stripes {
 };
 
 template <int bits, class Levels, int parts>
-void all_stripes(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, AmxOutput y,
+void all_stripes(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
            uint8_t* scratch) {
   static_assert(2 * Decoder<bits, Levels, parts>::kBytes <= qk::LutAmx::kBuffer);
   TileShapes shapes;
@@ -233,7 +226,7 @@ void all_stripes(const Packed& w, const AmxLevels& levels, int64_t begin, int64_
   }
 }
 
-void linear(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, AmxOutput y,
+void linear(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
             uint8_t* scratch) {
   for_kind(w, [&](auto kind) {
     using L = typename decltype(kind)::Levels;

@@ -19,13 +19,18 @@ struct Packed {
 
 constexpr int kStripe = 16;  // rows
 
+struct Output {
+  void* data;  // [M, N]
+  int dtype;   // 0 float32, 1 float16, 2 bfloat16
+};
+
 struct LutKernels {
   // Rows of stripes [begin, end) of w [N, K] float32.
   void (*dequantize)(const Packed&, int64_t begin, int64_t end, float* w);
   // One row of x: spread out once, to [units][8][16] and groups [units][3], then columns of stripes [begin, end) of y [N].
   int64_t (*units)(const Packed&);
   void (*spread)(const Packed&, const float* x, float* to, int32_t* groups);
-  void (*alone)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, float* y);
+  void (*alone)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y);
   // M > 1: columns of stripes [begin, end) of y [M, N] = x w^T + bias.
   // x: float32, in tiles of T rows, T <= tile: [M / T rounded up][K rounded up to 32][T], 0 where it is padded.
   // sums: scratch, [M rounded up to T][pair] vectors of 16 floats.
@@ -83,11 +88,6 @@ struct AmxLevels {
   float least() const { return 0x1p-80f / smallest; }
 };
 
-struct AmxOutput {
-  void* data;  // [M, N]
-  int dtype;   // 0 float32, 1 float16, 2 bfloat16
-};
-
 // Null without the instructions.
 struct LutAmx {
   static constexpr int64_t kBuffer = 2 * 8 * 2 * 3 * 1024;  // bytes: see Decoder
@@ -95,7 +95,7 @@ struct LutAmx {
   void (*split)(const AmxRows&, int64_t begin, int64_t end, const void* x, int dtype, float least, char* fits);
   // Columns of stripes [begin, end) of y = x w^T + bias.
   // scratch: kBuffer bytes, then as many as scratch() says.
-  void (*linear)(const Packed&, const AmxLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, AmxOutput y, uint8_t* scratch);
+  void (*linear)(const Packed&, const AmxLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y, uint8_t* scratch);
   static int64_t scratch(const AmxRows& x) { return kBuffer + x.tiles * x.each * 2 * 64; }
 };
 

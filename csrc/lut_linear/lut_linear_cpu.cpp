@@ -13,6 +13,7 @@
 #include "../common/export.h"
 #include "../common/tensors.h"
 #include "lut_linear_kernels.h"
+#include "lut_linear_cpu.h"
 #include "lut_linear_tensors.h"
 
 namespace {
@@ -83,16 +84,27 @@ template <class Body> void over_stripes(const Weight& w, int64_t M, Body body) {
                               [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, all)); });
 }
 
+// y [n] = x w^T + bias for one row of x.
+void alone(const Weight& w, const float* x, const float* bias, qk::Output y) {
+  const qk::LutKernels& kernels = qk::lut_kernels();
+  const int64_t units = kernels.units(w.packed);
+  std::vector<float> lines(units * 8 * 16);
+  std::vector<int32_t> groups(units * 3);
+  kernels.spread(w.packed, x, lines.data(), groups.data());
+  over_stripes(w, 1, [&](int64_t begin, int64_t end) { kernels.alone(w.packed, begin, end, lines.data(), groups.data(), bias, y); });
+}
+void alone(const Weight& w, const Tensor& x, const float* bias, qk::Output y) {
+  if (y.dtype == 0) return alone(w, static_cast<const float*>(x.data_ptr()), bias, y);
+  std::vector<float> wide(w.packed.K);
+  const auto widen = [&](auto* from) { std::transform(from, from + w.packed.K, wide.begin(), [](auto v) { return qk::to_float(v); }); };
+  y.dtype == 1 ? widen(static_cast<const qk::half*>(x.data_ptr())) : widen(static_cast<const qk::bfloat*>(x.data_ptr()));
+  alone(w, wide.data(), bias, y);
+}
+
 // y [M, n] = x w^T + bias, all float32.
 void by_rows(const Weight& w, const float* x, int64_t M, const float* bias, float* y) {
   const qk::LutKernels& kernels = qk::lut_kernels();
-  if (M == 1) {
-    const int64_t units = kernels.units(w.packed);
-    std::vector<float> lines(units * 8 * 16);
-    std::vector<int32_t> groups(units * 3);
-    kernels.spread(w.packed, x, lines.data(), groups.data());
-    return over_stripes(w, M, [&](int64_t begin, int64_t end) { kernels.alone(w.packed, begin, end, lines.data(), groups.data(), bias, y); });
-  }
+  if (M == 1) return alone(w, x, bias, {y, 0});
   const int64_t tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
   const std::vector<float> tiled = in_tiles(x, M, w.packed.K, T);
   over_stripes(w, M, [&](int64_t begin, int64_t end) {
@@ -154,7 +166,9 @@ bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
   return true;
 }
 
-Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
+}  // namespace
+
+torch::stable::Tensor qk::lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
                   int64_t group_size, int64_t n, int64_t k) {
   const Weight w(codes, levels, scale, bits, group_size, n, k);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
@@ -162,25 +176,33 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   const int64_t M = x.size(0);
   if (M == 0) return torch::stable::new_empty(x, {0, n});
   std::optional<Tensor> wide_bias;
-  if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  if (bias.has_value()) wide_bias = qk::float_tensor(*bias);
   const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
+  if (!x.is_contiguous()) x = torch::stable::contiguous(x);
+  if (M == 1) {
+    const Tensor y = torch::stable::new_empty(x, {M, n});
+    alone(w, x, b, {y.data_ptr(), qk::dtype_index(x)});
+    return y;
+  }
   if (qk::isa() == qk::kAmx) {
     Tensor y = torch::stable::new_empty(x, {M, n});
-    if (by_tiles(w, torch::stable::contiguous(x), b, y)) return y;
+    if (by_tiles(w, x, b, y)) return y;
   }
   Tensor y = torch::stable::new_empty(levels, {M, n});
   float* to = static_cast<float*>(y.data_ptr());
   if (const auto pairs = qk::lut_pairs_kernels().linear; pairs && qk::isa() == qk::kAvx512Bf16 && bits <= 4 &&
       x.scalar_type() == ScalarType::BFloat16 && M <= qk::LutPairs::kRows && w.in_bfloat16()) {
-    const std::vector<uint32_t> columns = in_pairs(torch::stable::contiguous(x));
+    const std::vector<uint32_t> columns = in_pairs(x);
     over_stripes(w, M, [&](int64_t begin, int64_t end) { pairs(w.packed, begin, end, columns.data(), M, b, to); });
   } else {
-    const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
+    const Tensor wide = qk::float_tensor(x);
     by_rows(w, static_cast<const float*>(wide.data_ptr()), M, b, to);
   }
-  return torch::stable::to(y, x.scalar_type());
+  return x.scalar_type() == ScalarType::Float ? y : torch::stable::to(y, x.scalar_type());
 }
 
+namespace {
+using qk::lut_linear;
 QK_EXPORT(cpu, lut_dequantize, "(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, int n, int k) -> Tensor")
 QK_EXPORT(cpu, lut_linear,
           "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")

@@ -53,7 +53,7 @@ constexpr int kLines = 8;  // at a time: their sums are in registers
 constexpr int kLines = 4;
 #endif
 template <int bits, class Levels>
-void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, float* y) {
+void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
   using L = Lines<bits>;
   const L lines(w);
   const Levels table(w);
@@ -83,7 +83,7 @@ void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const in
       const float* e = sums[r % 8] + r / 8 * 2;
       rows[r] = ((e[0] + e[4]) + (e[8] + e[12])) + ((e[1] + e[5]) + (e[9] + e[13]));
     }
-    finish(w, stripe, load(rows), bias, y);
+    write(w, stripe, load(rows), bias, y, 0);
   }
 }
 
@@ -217,7 +217,7 @@ void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
   for_kind(w, [&](auto kind) QK_INLINE_LAMBDA { Alone<kind.bits>::spread(w, x, to, groups); });
 }
 
-void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, float* y) {
+void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
   for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
     alone<kind.bits, typename decltype(kind)::Levels>(w, begin, end, x, groups, bias, y);
   });

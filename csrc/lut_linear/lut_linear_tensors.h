@@ -8,6 +8,13 @@
 
 namespace qk {
 
+// t as float32 and contiguous; t itself where it is, which costs less than to ask torch.
+inline torch::stable::Tensor float_tensor(const torch::stable::Tensor& t) {
+  using torch::headeronly::ScalarType;
+  if (t.scalar_type() == ScalarType::Float && t.is_contiguous()) return t;
+  return torch::stable::contiguous(torch::stable::to(t, ScalarType::Float));
+}
+
 struct __attribute__((visibility("hidden"))) PackedTensors {  // as Tensor is
   torch::stable::Tensor scale;  // float32
   int count;                    // of levels
@@ -15,7 +22,7 @@ struct __attribute__((visibility("hidden"))) PackedTensors {  // as Tensor is
 
   PackedTensors(const torch::stable::Tensor& codes, const torch::stable::Tensor& levels, const torch::stable::Tensor& scales,
                 int64_t bits, int64_t group, int64_t n, int64_t k)
-      : scale(torch::stable::contiguous(torch::stable::to(scales, torch::headeronly::ScalarType::Float))), count(int(levels.numel())) {
+      : scale(float_tensor(scales)), count(int(levels.numel())) {
     using torch::headeronly::ScalarType;
     STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(), "codes must be uint8 and contiguous");
     STD_TORCH_CHECK(levels.scalar_type() == ScalarType::Float && levels.is_contiguous() && levels.numel() <= 256,

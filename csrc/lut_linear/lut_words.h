@@ -7,6 +7,7 @@
 namespace {
 
 using qk::kStripe;
+using qk::Output;
 using qk::Packed;
 
 constexpr int kSegment = 128;
@@ -384,6 +385,13 @@ template <class T> QK_IN void finish(const Packed& w, int64_t stripe, F total, c
   } else {
     store_part(y + n, bias ? total + load_part(bias + n, rows) : total, rows);
   }
+}
+
+// The same of row m of y.
+QK_IN void write(const Packed& w, int64_t stripe, F total, const float* bias, Output y, int64_t m) {
+  if (y.dtype == 0) finish(w, stripe, total, bias, static_cast<float*>(y.data) + m * w.N);
+  else if (y.dtype == 1) finish(w, stripe, total, bias, static_cast<qk::half*>(y.data) + m * w.N);
+  else finish(w, stripe, total, bias, static_cast<qk::bfloat*>(y.data) + m * w.N);
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ std::vector<float> product(const Weight& w, const std::vector<float>& x, int64_t
   split(rows, 0, M / 2, in.get(), kind<T>, levels.least(), all.data());
   split(rows, M / 2, M, in.get(), kind<T>, levels.least(), all.data());
   Memory<uint8_t> scratch(LutAmx::scratch(rows));
-  const AmxOutput to{out.get(), kind<T>};
+  const qk::Output to{out.get(), kind<T>};
   linear(w.packed(), levels, 0, w.stripes / 2, rows, bias, to, scratch.get());
   linear(w.packed(), levels, w.stripes / 2, w.stripes, rows, bias, to, scratch.get());
   std::vector<float> y(M * w.N);
