@@ -99,8 +99,8 @@ def test_a_product_and_its_sum_are_rounded_once(sign, name, isa):
     isa(name)
     eps, d = 2.0**-23, 2.0**-18
     w = LutWeight.pack(torch.tensor([[0, 1]]), torch.tensor([1, 1 + d]), torch.ones(1), bits=1)
-    x = sign * torch.tensor([[1 + eps, (1 - d) * eps / 2]])
-    assert qk.lut_linear(x, w, backend="cpu").item() == sign * (1 + eps)
+    x = sign * torch.tensor([[1 + eps, (1 - d) * eps / 2]]).repeat(2, 1)  # a row alone adds sums of a nibble's products
+    assert qk.lut_linear(x, w, backend="cpu").tolist() == [[sign * (1 + eps)]] * 2
 
 
 @compiled

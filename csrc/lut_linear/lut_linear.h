@@ -27,8 +27,8 @@ struct Output {
 struct LutKernels {
   // Rows of stripes [begin, end) of w [N, K] float32.
   void (*dequantize)(const Packed&, int64_t begin, int64_t end, float* w);
-  // One row of x: spread out once, to [units][8][16] and groups [units][3], then columns of stripes [begin, end) of y [N].
-  int64_t (*units)(const Packed&);
+  // One row of x: spread out once, for which `room` says how much is needed, then columns of stripes [begin, end) of y [N].
+  void (*room)(const Packed&, int64_t* floats, int64_t* numbers);
   void (*spread)(const Packed&, const float* x, float* to, int32_t* groups);
   void (*alone)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y);
   // M > 1: columns of stripes [begin, end) of y [M, N] = x w^T + bias.

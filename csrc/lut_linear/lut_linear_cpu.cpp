@@ -84,14 +84,22 @@ template <class Body> void over_stripes(const Weight& w, int64_t M, Body body) {
                               [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, all)); });
 }
 
+// At least `bytes` that start at a multiple of 64, of this thread's own; what was in them is lost.
+uint8_t* scratch(std::vector<uint8_t>& memory, int64_t bytes) {
+  if (int64_t(memory.size()) < bytes + 64) memory = std::vector<uint8_t>(bytes + 64);
+  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+}
+
 // y [n] = x w^T + bias for one row of x.
 void alone(const Weight& w, const float* x, const float* bias, qk::Output y) {
   const qk::LutKernels& kernels = qk::lut_kernels();
-  const int64_t units = kernels.units(w.packed);
-  std::vector<float> lines(units * 8 * 16);
-  std::vector<int32_t> groups(units * 3);
-  kernels.spread(w.packed, x, lines.data(), groups.data());
-  over_stripes(w, 1, [&](int64_t begin, int64_t end) { kernels.alone(w.packed, begin, end, lines.data(), groups.data(), bias, y); });
+  int64_t floats = 0, numbers = 0;
+  kernels.room(w.packed, &floats, &numbers);
+  static thread_local std::vector<uint8_t> memory;
+  float* to = reinterpret_cast<float*>(scratch(memory, (floats + numbers) * 4));
+  int32_t* groups = reinterpret_cast<int32_t*>(to + floats);
+  kernels.spread(w.packed, x, to, groups);
+  over_stripes(w, 1, [&](int64_t begin, int64_t end) { kernels.alone(w.packed, begin, end, to, groups, bias, y); });
 }
 void alone(const Weight& w, const Tensor& x, const float* bias, qk::Output y) {
   if (y.dtype == 0) return alone(w, static_cast<const float*>(x.data_ptr()), bias, y);
@@ -114,12 +122,6 @@ void by_rows(const Weight& w, const float* x, int64_t M, const float* bias, floa
 }
 
 constexpr int64_t kFewRows = 8;  // for which levels of several parts cost more to decode than tiles save; for float32 always
-
-// At least `bytes` that start at a multiple of 64, of this thread's own; what was in them is lost.
-uint8_t* scratch(std::vector<uint8_t>& memory, int64_t bytes) {
-  if (int64_t(memory.size()) < bytes + 64) memory = std::vector<uint8_t>(bytes + 64);
-  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-}
 
 // As lut_linear, by the matrix tiles of the processor; false where that takes longer, or where a level is not finite.
 bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {

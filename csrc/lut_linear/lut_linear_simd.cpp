@@ -5,7 +5,8 @@
 // group. Its products are added one column after another, product and sum with one rounding; segment times scale is
 // added to the total in the same way, segment after segment; then the bias. For a row alone, which reads the codes as they lie,
 // it is eight such sums, one for each octet and word of a line (see Lines), with segments of up to 16 units; at the end these
-// are added, octets first.
+// are added, octets first. One or two bits of a row alone, where no group ends within a word of codes: the products of a nibble
+// are summed when x is spread out, in order of its columns; such sums are what is added.
 #include "lut_words.h"
 
 namespace {
@@ -19,6 +20,63 @@ constexpr int kTile = 6, kPair = 1;
 #else
 constexpr int kTile = 4, kPair = 1;
 #endif
+
+// One activation row, 1 or 2 bits: a nibble holds the codes of 4 or 2 columns, and 16 sums of their products are all that it can
+// stand for. Word after word: tables [octet][nibble][16]; and the word's group, with 1 where a segment ends.
+template <int bits> struct Nibbles {
+  static constexpr int kColumns = 4 / bits, kLongest = 8;  // columns of a nibble, words of a segment
+  static bool fit(const Packed& w) { return bits <= 2 && (w.G == 1 || w.group % (kColumns * kBlock) == 0); }
+  static int64_t words(int64_t K) { return (K + 2 * kColumns * kBlock - 1) / (2 * kColumns * kBlock) * 2; }
+  static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
+    const int64_t all = words(w.K);
+    const auto group = [&](int64_t word) { return int32_t(lower(word * kColumns * kBlock / w.group, w.G - 1)); };
+    F levels[kColumns];  // of column c, for each nibble
+    for (int c = 0; c < kColumns; c++) {
+      float of[kLanes];
+      for (int v = 0; v < kLanes; v++) of[v] = w.levels[v >> (bits * c) & ((1 << bits) - 1)];
+      levels[c] = load(of);
+    }
+    int64_t begun = 0;
+    for (int64_t word = 0; word < all; word++, groups += 2) {
+      for (int j = 0; j < 32; j++, to += kLanes) {  // of an octet's nibbles, octet after octet
+        F sum(0.0f);
+        for (int c = 0; c < kColumns; c++) {
+          const int64_t k = (word * kColumns + c) * kBlock + j;
+          if (k < w.K) sum = fused(levels[c], F(x[k]), sum);
+        }
+        store(to, sum);
+      }
+      groups[0] = group(word), groups[1] = word + 1 == all || word + 1 - begun == kLongest || group(word + 1) != groups[0];
+      if (groups[1]) begun = word + 1;
+    }
+  }
+};
+template <int bits, int R>
+void nibbles(const Packed& w, int64_t stripe, int64_t end, const float* tables, const int32_t* groups, const float* bias, Output y) {
+  const Plane<bits> plane(w.codes, w.K);
+  const int64_t tiles = Nibbles<bits>::words(w.K) / 2;
+  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
+  F d[R], total[R];
+  for (int r = 0; r < R; r++) total[r] = d[r] = F(0.0f);
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    I words[R][8];
+    for (int r = 0; r < R; r++) {
+      plane.load(at(r), tile * Plane<bits>::kBlocks, words[r]);
+      for (int b = 0; b < Plane<bits>::kBlocks; b++)
+        for (int t = 0; t < 4; t++) plane.template prefetch<R>(at(r), tile * Plane<bits>::kBlocks + b, t);
+    }
+    for (int half = 0; half < 2; half++, groups += 2) {
+      for (int t = 0; t < 4; t++, tables += 8 * kLanes)
+        QK_UNROLL for (int i = 0; i < 8; i++) {
+          const F sums = load(tables + i * kLanes);
+          for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(words[r][4 * half + t], 4 * i));
+        }
+      if (groups[1])
+        for (int r = 0; r < R; r++) total[r] = fused(d[r], load(w.scale + (at(r) * w.G + groups[0]) * kStripe), total[r]), d[r] = F(0.0f);
+    }
+  }
+  for (int r = 0; r < R && stripe + r < end; r++) write(w, stripe + r, total[r], bias, y, 0);
+}
 
 // One activation row: the elements of a line meet their own columns of x, so that codes need not be transposed.
 // Unit after unit: x [kColumns][16]; and the groups of the two words, with 1 where a segment ends.
@@ -207,18 +265,35 @@ void dequantize(const Packed& w, int64_t begin, int64_t end, float* out) {
   });
 }
 
-int64_t units(const Packed& w) {
-  int64_t n = 0;
-  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA { n = Alone<kind.bits>::units(w.K); });
-  return n;
+// Floats and numbers that `spread` writes.
+void room(const Packed& w, int64_t* floats, int64_t* numbers) {
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    if (kind.bits <= 2 && Nibbles<kind.bits>::fit(w)) {
+      const int64_t words = Nibbles<kind.bits>::words(w.K);
+      *floats = words * 32 * kLanes, *numbers = words * 2;
+    } else {
+      const int64_t units = Alone<kind.bits>::units(w.K);
+      *floats = units * 8 * kLanes, *numbers = units * 3;
+    }
+  });
 }
 
 void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
-  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA { Alone<kind.bits>::spread(w, x, to, groups); });
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    if constexpr (kind.bits <= 2)
+      if (Nibbles<kind.bits>::fit(w)) return Nibbles<kind.bits>::spread(w, x, to, groups);
+    Alone<kind.bits>::spread(w, x, to, groups);
+  });
 }
 
 void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
   for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    if constexpr (kind.bits <= 2)
+      if (Nibbles<kind.bits>::fit(w)) {
+        constexpr int R = QK_ISA == 512 ? 4 : 2;
+        for (; begin < end; begin += R) nibbles<kind.bits, R>(w, begin, end, x, groups, bias, y);
+        return;
+      }
     alone<kind.bits, typename decltype(kind)::Levels>(w, begin, end, x, groups, bias, y);
   });
 }
@@ -234,5 +309,5 @@ void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t
 
 namespace qk {
 extern const LutKernels QK_NAME(lut);
-const LutKernels QK_NAME(lut) = {dequantize, units, spread, alone, linear, kTile, kPair};
+const LutKernels QK_NAME(lut) = {dequantize, room, spread, alone, linear, kTile, kPair};
 }  // namespace qk

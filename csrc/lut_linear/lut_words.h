@@ -169,6 +169,21 @@ template <int bits> struct Table {
 };
 #endif
 
+// table[code], sixteen entries; only the lowest 4 bits of the code count.
+#if QK_ISA == 512
+QK_IN F lookup(F table, I code) { return _mm512_permutexvar_ps(code.v, table.v); }
+#elif QK_ISA == 2
+QK_IN F lookup(F table, I code) {
+  const auto eight = [&](__m256i c) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.v[0], c), _mm256_permutevar8x32_ps(table.v[1], c),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(c, 28)));
+  };
+  return {eight(code.v[0]), eight(code.v[1])};
+}
+#else
+QK_IN F lookup(F table, I code) QK_LANES(F, .v[i] = table.v[code.v[i] & 15])
+#endif
+
 // Eight bits whose levels are base + step * code: without a table.
 struct Uniform {
   F base, step;
