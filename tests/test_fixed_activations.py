@@ -11,7 +11,6 @@ from torch import nn
 import qkernels as qk
 from qkernels.nn import AdaptiveStep, LutLinear, QuantConv2d, Quantizer, QuantLinear
 from qkernels.ops.lsq import op as lsq
-from qkernels.ops.lut_linear import op
 
 from .test_nn import DTYPES, randn
 
@@ -77,65 +76,6 @@ def test_it_is_one_call_of_the_op(config, monkeypatch):
         quantizer(x)  # its parameters do
     with pytest.raises(TypeError, match="not callable"):
         quantizer(x.requires_grad_())
-
-
-fused = pytest.mark.skipif(not op._FUSED, reason="the compiled kernels are not built")
-
-
-def packed_layer(quantizer: nn.Module, bias: bool = True, k: int = 48) -> LutLinear:
-    torch.manual_seed(1)
-    layer = LutLinear.from_quant(QuantLinear(nn.Linear(k, 40, bias=bias), weight=qk.LSQ(bits=4, granularity="row")))
-    layer.activation_quantizer = quantizer
-    return layer.eval()
-
-
-@fused
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("config", CONFIGS[:-2], ids=str)  # all but CPQ and DQ
-def test_quantizer_and_product_are_one_call_with_the_same_bits(config, dtype, monkeypatch):
-    layer, calls = packed_layer(make(config, dtype=dtype)), []
-    for name, kernel in list(op._FUSED.items()):
-        monkeypatch.setitem(op._FUSED, name, lambda *args, kernel=kernel: calls.append(1) or kernel(*args))
-    for shape in ((1, 48), (48,), (7, 48), (2, 3, 48), (600, 48)):
-        x = odd(*shape, dtype=dtype) if len(shape) == 2 and shape[0] == 7 else randn(*shape).to(dtype)
-        if isinstance(layer.activation_quantizer, AdaptiveStep):
-            x = randn(*shape).to(dtype)
-        with torch.no_grad():
-            quantized = layer.activation_quantizer(x)
-            want = qk.lut_linear(quantized, layer.weight_lut, layer.bias)
-            calls.clear()
-            got = layer(x)
-        assert torch.equal(bits_of(got), bits_of(want)) and got.shape == want.shape
-        assert len(calls) == (1 if shape[0] != 600 or op._by_tiles(x, layer.levels) else 0)
-
-
-@fused
-def test_what_looks_at_the_quantizer_or_its_gradients_sees_them(monkeypatch):
-    layer, x = packed_layer(make(qk.LSQ(bits=4))), randn(5, 48)
-    monkeypatch.setitem(op._FUSED, "lsq", None)
-    seen = []
-    with torch.no_grad():
-        handle = layer.activation_quantizer.register_forward_hook(lambda module, args, out: seen.append(out))
-        y = layer(x)
-        assert torch.equal(qk.lut_linear(seen[0], layer.weight_lut, layer.bias), y)
-        handle.remove()
-        everywhere = torch.nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(module))
-        layer(x)
-        everywhere.remove()
-        assert layer.activation_quantizer in seen
-    layer(x).sum().backward()
-    assert layer.activation_quantizer.step.grad is not None and layer.bias.grad is not None
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
-
-
-@fused
-def test_a_fused_call_refuses_what_the_two_refuse():
-    layer = packed_layer(make(qk.LSQ(bits=4)))
-    with torch.no_grad():
-        with pytest.raises(ValueError, match=r"lut_linear: x must have shape \[..., K=48\], got \[5, 47\]"):
-            layer(randn(5, 47))
-        assert layer(randn(0, 48)).shape == (0, 40)
 
 
 def test_a_changed_parameter_is_seen_however_it_was_changed():

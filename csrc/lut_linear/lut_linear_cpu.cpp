@@ -13,7 +13,6 @@
 #include "../common/export.h"
 #include "../common/tensors.h"
 #include "lut_linear_kernels.h"
-#include "lut_linear_cpu.h"
 #include "lut_linear_tensors.h"
 
 namespace {
@@ -168,9 +167,7 @@ bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
   return true;
 }
 
-}  // namespace
-
-torch::stable::Tensor qk::lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
+Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
                   int64_t group_size, int64_t n, int64_t k) {
   const Weight w(codes, levels, scale, bits, group_size, n, k);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
@@ -203,8 +200,6 @@ torch::stable::Tensor qk::lut_linear(Tensor x, Tensor codes, Tensor levels, Tens
   return x.scalar_type() == ScalarType::Float ? y : torch::stable::to(y, x.scalar_type());
 }
 
-namespace {
-using qk::lut_linear;
 QK_EXPORT(cpu, lut_dequantize, "(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, int n, int k) -> Tensor")
 QK_EXPORT(cpu, lut_linear,
           "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")

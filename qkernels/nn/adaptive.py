@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ..ops.asq import op
 from ..ops.asq.config import ASQ
 from ..ops.asq.reference import step_of
-from ..ops.fixed import Fixed
 from ..ops.function import is_inference, no_autocast
 from .quantizer import Quantizer, replace_modules
 
@@ -64,18 +63,12 @@ class AdaptiveStep(Quantizer):
         """x quantized. A quantizer that has seen no data starts from this x (eagerly, in one process)."""
         if not x.numel() or not self.calibrated and not self._start(x):
             return x
-        if (fixed := self.fixed(x)) is not None:
-            return fixed(x)
         config, (step,), beta = self.config.step_config(), self.values(), self.beta(x)
+        if x.is_contiguous() and is_inference(x, step, beta):
+            return config.fixed(step_of(step, beta, None))(x)
         samples = x.shape[0] if x.dim() > 1 else 1
         kappa = config.step_grad_scale(x.numel() // max(samples, 1)) if config.grad_scale else None
         return op.asq(x, step, beta, bits=config.bits, signed=config.signed, grad_scale=kappa)
-
-    def fixed(self, x: Tensor) -> Fixed | None:
-        if not self.calibrated or not x.numel() or not x.is_contiguous() or not is_inference(x, *self.parameters()):
-            return None
-        (step,) = self.values()
-        return self.config.step_config().fixed(step_of(step, self.beta(x), None))
 
     def beta(self, x: Tensor) -> Tensor:
         """The factor of each sample or token of x: float32, 1-D."""

@@ -6,13 +6,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from ..methods import describe
 from ..ops.lut_linear import op
 from ..pack import PLANES, LutWeight
 from .linear import QuantConv2d, QuantLinear, take_over
-from .quantizer import Quantizer
 
 _EXACT = ("codes", "levels", "scale")
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -124,14 +122,12 @@ class LutLinear(_Lut):
     like, trained = nn.Linear, QuantLinear
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = (self.codes, self.levels, self.scale, self.bias)
-        sizes = {"bits": self.bits, "group_size": self.group_size, "n": self.out_features, "k": self.in_features}
-        quantizer = self.activation_quantizer
-        if quantizer is not None:
-            if isinstance(quantizer, Quantizer) and not _has_hooks(quantizer) and (fixed := quantizer.fixed(x)):
-                return op.linear_of(fixed, x, *weight, **sizes)
-            x = quantizer(x)
-        return op.linear(x, *weight, **sizes)
+        if self.activation_quantizer is not None:
+            x = self.activation_quantizer(x)
+        return op.linear(
+            x, self.codes, self.levels, self.scale, self.bias,
+            bits=self.bits, group_size=self.group_size, n=self.out_features, k=self.in_features,
+        )  # fmt: skip
 
 
 class LutConv2d(_Lut):
@@ -152,12 +148,6 @@ class LutConv2d(_Lut):
             x, self.codes, self.levels, self.scale, self.bias, self.stride, padding, self.dilation, self.groups,
             bits=self.bits, group_size=self.group_size, shape=self.weight_shape,
         )  # fmt: skip
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward."""
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(own) or bool(_global_forward_hooks or _global_forward_pre_hooks)
 
 
 def broken(activation: nn.Module | None) -> str | None:

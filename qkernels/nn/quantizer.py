@@ -1,7 +1,7 @@
 """The module that holds a quantizer's parameters: one class for every method, one call and no maths."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ..backends import FLOATS
 from ..methods import Method, describe, is_config
 from ..ops import calibration
-from ..ops.fixed import Fixed
 from ..ops.function import is_inference
 from ..ops.grids import Hardened
 
@@ -55,7 +54,7 @@ class Quantizer(nn.Module):
             config = dataclasses.replace(config, signed=True)
         self.config = config
         self.calibrated = False
-        self._fixed_for: tuple[object, Fixed | None] = (None, None)  # (values, call)
+        self._fixed_for: tuple[object, Callable[[Tensor], Tensor] | None] = (None, None)  # (values, function)
         self._activation = shape is None
         self._free_sign = getattr(config, "signed", True) is None
         P = 1 if shape is None else calibration.blocks(name, config.granularity, shape)
@@ -71,18 +70,16 @@ class Quantizer(nn.Module):
         """x quantized. A quantizer that has seen no data starts from this x (eagerly, in one process)."""
         if not self.calibrated and not self._start(x):
             return x
-        if (fixed := self.fixed(x)) is not None:
+        if (fixed := self._fixed(x)) is not None:
             return fixed(x)
         samples = x.shape[0] if self._activation and x.dim() > 1 else 1
         return self.config.quantize(x, *self.values(), samples=samples)
 
-    def fixed(self, x: Tensor) -> Fixed | None:
-        """What ``forward(x)`` is for the parameters as they are, or None where that is not one call of an op.
+    def _fixed(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """``config.fixed`` for the parameters as they are, or None where it has no place.
 
         Made anew when a value changes, by whatever way; so on a CPU only, where to read one is not to wait for it.
         """
-        if not self.calibrated:
-            return None
         parameters = [getattr(self, name) for name in self.method(self.config).parameters]
         if not self._activation or not hasattr(self.config, "fixed") or not is_inference(x, *parameters):
             return None

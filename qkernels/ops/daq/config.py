@@ -1,7 +1,7 @@
 """DAQ as a module's method: its options, where bounds and scale start, its call."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.ops import calibration
-from qkernels.ops.fixed import Fixed
 from qkernels.ops.grids import Hardened
 
 from . import op
@@ -121,7 +120,7 @@ class DAQ:
             bits=self.bits, signed=signed, gamma=self.gamma, sigma=sigma, symmetric=signed and self.variant == "scale",
         )  # fmt: skip
 
-    def fixed(self, *parameters: Tensor) -> Fixed | None:
+    def fixed(self, *parameters: Tensor) -> Callable[[Tensor], Tensor] | None:
         if self._is_weight:  # whose bounds follow it
             return None
         signed = self._signed()

@@ -1,13 +1,13 @@
 """DAQ: distance-aware quantization between two learned bounds (Kim et al. 2021, arXiv:2108.06983)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.fixed import Fixed
 from qkernels.ops.function import call, is_exporting, once_differentiable
 
 from . import reference
@@ -127,10 +127,11 @@ def daq(
 
 def fixed(
     lower: Tensor, upper: Tensor, scale: Tensor, *, bits: int, signed: bool = True, symmetric: bool = False
-) -> Fixed:
-    """``daq`` with these parameters, float32 [P]."""
+) -> Callable[[Tensor], Tensor]:
+    """``daq`` with these parameters, float32 [P], as one call of the op: for a contiguous x, without gradients."""
     n = largest_code("daq", bits, signed, symmetric)
-    return Fixed("daq", _fwd, tuple(p.detach() for p in (lower, upper, scale)), (n, signed))
+    parameters = tuple(p.detach() for p in (lower, upper, scale))
+    return lambda x: _fwd(x, *parameters, n, signed, backends.resolve("daq", x, None))
 
 
 def harden(

@@ -1,12 +1,12 @@
 """LSQ as a module's method: its options, where its step starts, its call."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from qkernels.ops import blocks, calibration
-from qkernels.ops.fixed import Fixed
 from qkernels.ops.grids import Hardened
 
 from . import op
@@ -64,7 +64,7 @@ class LSQ:
         kappa = self.step_grad_scale(L) if self.grad_scale else None
         return op.lsq(x, step, bits=self.bits, signed=self._signed(), grad_scale=kappa)
 
-    def fixed(self, step: Tensor) -> Fixed:
+    def fixed(self, step: Tensor) -> Callable[[Tensor], Tensor]:
         return op.fixed(step, bits=self.bits, signed=self._signed())
 
     def step_grad_scale(self, L: int) -> float:

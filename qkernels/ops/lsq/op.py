@@ -1,11 +1,12 @@
 """LSQ fake quantization: round to a learned step size (Esser et al. 2020, arXiv:1902.08153)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from qkernels import backends
 from qkernels.ops import blocks
-from qkernels.ops.fixed import Fixed
 from qkernels.ops.function import call, is_exporting, once_differentiable
 
 from . import reference
@@ -87,9 +88,11 @@ def lsq(
     return restore(call(_LSQ, _LSQ.forward, x, step, qmin, qmax, grad_scale, backend))
 
 
-def fixed(step: Tensor, *, bits: int, signed: bool = True) -> Fixed:
-    """``lsq`` with this step, float32 [P]."""
-    return Fixed("lsq", _fwd, (step.detach(),), blocks.int_range("lsq", bits, signed))
+def fixed(step: Tensor, *, bits: int, signed: bool = True) -> Callable[[Tensor], Tensor]:
+    """``lsq`` with this step, float32 [P], as one call of the op: for a contiguous x, without gradients."""
+    qmin, qmax = blocks.int_range("lsq", bits, signed)
+    step = step.detach()
+    return lambda x: _fwd(x, step, qmin, qmax, backends.resolve("lsq", x, None))
 
 
 def harden(x: Tensor, step: Tensor, *, bits: int, signed: bool = True) -> reference.Hardened:

@@ -6,7 +6,7 @@ runs on a GPU. A backward is plain PyTorch over a few rows of the weight at a ti
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qkernels import backends
-from qkernels.ops.fixed import Fixed
 from qkernels.ops.function import call, no_autocast, once_differentiable
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape, unpack_t16
 
@@ -131,12 +130,9 @@ def _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backe
     return y
 
 
-_FUSED: dict[str, Callable[..., Tensor]] = {}  # activation quantizer -> it and the product in one call
 _HAS_CPU = "cpu" in backends.backends_of("lut_linear")
 if _HAS_CPU:
     _cpu_op = torch.ops.qkernels_cpu.lut_linear.default
-    _FUSED["lsq"] = torch.ops.qkernels_cpu.lut_linear_lsq.default
-    _FUSED["daq"] = torch.ops.qkernels_cpu.lut_linear_daq.default
 
     @backends.kernel("lut_linear", "cpu")
     def _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
@@ -334,31 +330,6 @@ def linear(
     rows = (x if x.dim() == 2 else x.reshape(-1, k)).contiguous()
     y = call(_LutLinear, _linear, rows, codes, levels, scale, bias, bits, group_size, n, k, backend)
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
-
-
-def linear_of(
-    quantizer: Fixed,
-    x: Tensor,
-    codes: Tensor,
-    levels: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    *,
-    bits: int,
-    group_size: int,
-    n: int,
-    k: int,
-) -> Tensor:
-    """``linear(quantizer(x), ...)`` for a contiguous x, to the bit; one call of the kernels where there is one."""
-    fused = _FUSED.get(quantizer.op)
-    if fused is not None and x.numel() and x.shape[-1] == k:
-        rows = x.view(-1, k)
-        few = rows.shape[0] < _MANY_ROWS or _by_tiles(rows, levels)
-        if few and _is_simple(rows, codes, levels, scale, bias, n, k):
-            args = (codes, levels, scale, bias, bits, group_size, n, k)
-            y = fused(rows, *quantizer.tensors, *quantizer.options, *args)
-            return y.view(*x.shape[:-1], n)
-    return linear(quantizer(x), codes, levels, scale, bias, bits=bits, group_size=group_size, n=n, k=k)
 
 
 def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
