@@ -14,6 +14,7 @@ from qkernels.nn import LutLinear, QuantLinear
 from qkernels.ops.lut_linear_int import op, reference
 from qkernels.pack import LutWeight
 
+from .isas import ALL
 from .isas import SAME_BITS as ISAS
 from .test_matmul import randn
 
@@ -28,6 +29,7 @@ SHAPES = [
     (40, 320, 400),
     (5, 4100, 5),
     (16, 9000, 1),
+    (24, 8256, 24),
 ]
 compiled = pytest.mark.skipif("cpu" not in backends.backends_of("lut_linear_int"), reason="no compiled kernels")
 BACKENDS = backends.backends_of("lut_linear_int")
@@ -69,7 +71,7 @@ def cpu(x, step, w, bias, vnni: bool = True) -> torch.Tensor:
 
 
 @compiled
-@pytest.mark.parametrize("name", [*ISAS, "vnni"])
+@pytest.mark.parametrize("name", [*ISAS, "vnni", *(["amx"] if "amx" in ALL else [])])
 @pytest.mark.parametrize("grid", READ, ids=str)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 def test_the_kernels_are_exact_on_each_instruction_set(dtype, grid, name, isa):
@@ -79,10 +81,10 @@ def test_the_kernels_are_exact_on_each_instruction_set(dtype, grid, name, isa):
     isa("avx512" if name == "vnni" else name)
     for N, K, P in SHAPES:
         w, bias = make(N, K, P, grid), randn(N, seed=3)
-        for M in (1, 2, 3, 4, 7, 15):
+        for M in (1, 2, 3, 4, 7, 15, *([16, 17, 33, 70, 300] if name == "amx" else [])):
             x, step = integers(M, K, dtype), torch.rand(M) + 0.01
-            assert torch.equal(cpu(x, step, w, bias, name == "vnni"), want(x, step, w, bias)), (N, K, P, M)
-        assert torch.equal(cpu(x, step, w, None, name == "vnni"), want(x, step, w))
+            assert torch.equal(cpu(x, step, w, bias, name in ("vnni", "amx")), want(x, step, w, bias)), (N, K, P, M)
+        assert torch.equal(cpu(x, step, w, None, name in ("vnni", "amx")), want(x, step, w))
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])

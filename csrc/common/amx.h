@@ -1,4 +1,5 @@
-// The matrix tiles of AMX-BF16: eight registers of up to 16 rows of 64 bytes, and the instruction that multiplies two of them.
+// The matrix tiles of AMX-BF16 and AMX-INT8: eight registers of up to 16 rows of 64 bytes, and the instructions that multiply two
+// of them.
 // What the compiler knows nothing of: a kernel holds its tiles between Tiles' construction and its end, by number.
 // QK_TILES_IN_SOFTWARE: the same bits on a CPU without them, for tests.
 #pragma once
@@ -51,6 +52,17 @@ template <int c, int a, int b> void tile_dot() {
       memcpy(&s.tile[c].word[m][n], &sum, 4);
     }
 }
+// c += a b: bytes of a, signed or not, times signed ones, four to a sum.
+template <int c, int a, int b, bool is_signed> void tile_dot_bytes() {
+  TileState& s = tile_state();
+  const auto byte = [](uint32_t word, int j) { return uint8_t(word >> 8 * j); };
+  for (int m = 0; m < s.shapes.rows[a]; m++)
+    for (int n = 0; n < 16; n++)
+      for (int k = 0; k < 64; k++) {
+        const uint8_t left = byte(s.tile[a].word[m][k / 4], k % 4);
+        s.tile[c].word[m][n] += uint32_t((is_signed ? int(int8_t(left)) : int(left)) * int8_t(byte(s.tile[b].word[k / 4][n], k % 4)));
+      }
+}
 #else
 // The shapes that were in force before come back at the end: another library on this thread may count on its own.
 class Tiles {
@@ -72,6 +84,10 @@ template <int n> inline __attribute__((always_inline)) void tile_store(void* to,
 }
 template <int c, int a, int b> inline __attribute__((always_inline)) void tile_dot() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+}
+template <int c, int a, int b, bool is_signed> inline __attribute__((always_inline)) void tile_dot_bytes() {
+  if constexpr (is_signed) asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+  else asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 #endif
 

@@ -17,13 +17,13 @@ namespace {
 
 const char* const kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
 
-// AMX-BF16: the processor has it, the system saves its registers, and lets this process use them.
+// AMX-BF16 and AMX-INT8: the processor has them, the system saves its registers, and lets this process use them.
 bool may_use_amx() {
 #if defined(__x86_64__) && defined(__linux__) && !defined(__clang__)
   unsigned a, b, c, d;
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kXsave = 1u << 27;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kXsave = 1u << 27;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kXsave)) return false;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
   unsigned saved, upper;
   asm volatile("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));
   constexpr unsigned kTileState = 3u << 17;

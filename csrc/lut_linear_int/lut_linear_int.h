@@ -29,6 +29,15 @@ struct PostKernels {
                  const float* step, const float* bias, float* y);
 };
 
+// The same on matrix tiles, null without their instructions: codes of 4 bits, and groups of a multiple of 64 columns, that is K of
+// one. x has up to 16 rows more than M that can be read.
+struct PostAmx {
+  static constexpr int64_t kTiles = PostKernels::kSegment / 64, kBuffer = kTiles * 2048;  // T16 tiles of a segment; bytes
+  // scratch: kBuffer bytes and M * 64 more, at a multiple of 64.
+  void (*linear)(const PostWeight&, int64_t begin, int64_t end, const uint8_t* x, int64_t M, const float* step, const float* bias, float* y,
+                 uint8_t* scratch);
+};
+
 // The column, of eight, whose code is in byte `i` % 4 of a word: 4 bits: in its low or, from i = 4 on, high nibble; 8 bits: of
 // the first or the second word.
 inline int post_column(int bits, int i) { return bits == 4 ? i % 4 * 2 + i / 4 : i; }

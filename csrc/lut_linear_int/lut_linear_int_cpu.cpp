@@ -35,19 +35,39 @@ const qk::PostKernels& kernels(bool vnni) {
   return qk::lut_linear_int_kernels();
 }
 
-// x [M, K] -> as PostKernels takes it.
-std::vector<uint8_t> in_blocks(const uint8_t* x, int64_t M, const qk::PostWeight& w) {
-  const int64_t row = w.blocks() * 32;
-  std::vector<uint8_t> out(M * row);
-  const auto all = [&](auto bits) {
-    for (int64_t m = 0; m < M; m++)
-      for (int64_t first = 0; first < w.K; first += 8) {
-        uint8_t eight[8] = {};
-        memcpy(eight, x + m * w.K + first, std::min<int64_t>(8, w.K - first));
-        for (int i = 0; i < 8; i++) out[m * row + first + i] = eight[qk::post_column(bits, i)];
-      }
+constexpr int64_t kTileRows = 16;  // of x, from where matrix tiles are faster
+
+// The kernel for matrix tiles, if it can run this.
+auto by_tiles(const qk::PostWeight& w, int64_t M) {
+#ifdef __x86_64__
+  if (qk::isa() == qk::kAmx && M >= kTileRows && w.bits == 4 && w.group % 64 == 0) return qk::lut_linear_int_amx_kernels().linear;
+#endif
+  return decltype(qk::PostAmx::linear)(nullptr);
+}
+
+// Bytes 0, 2, 4 and 6, then 1, 3, 5 and 7: the columns of a word's low nibbles, then of its high ones (post_column).
+uint64_t evens_first(uint64_t x) {
+  const auto evens = [](uint64_t v) {
+    v &= 0x00ff00ff00ff00ffull;
+    v = (v | v >> 8) & 0x0000ffff0000ffffull;
+    return (v | v >> 16) & 0xffffffffull;
   };
-  w.bits == 4 ? all(std::integral_constant<int, 4>()) : all(std::integral_constant<int, 8>());
+  return evens(x) | evens(x >> 8) << 32;
+}
+
+// x [M, K] -> as PostKernels takes it; M and `more` rows.
+std::vector<uint8_t> in_blocks(const uint8_t* x, int64_t M, const qk::PostWeight& w, int64_t more) {
+  const int64_t row = w.blocks() * 32;
+  std::vector<uint8_t> out((M + more) * row);
+  torch::stable::parallel_for(0, M, std::max<int64_t>(1, 65536 / w.K), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++)
+      for (int64_t first = 0; first < w.K; first += 8) {
+        uint64_t eight = 0;
+        memcpy(&eight, x + m * w.K + first, std::min<int64_t>(8, w.K - first));
+        if (w.bits == 4) eight = evens_first(eight);
+        memcpy(&out[m * row + first], &eight, 8);
+      }
+  });
   return out;
 }
 
@@ -107,11 +127,25 @@ Tensor lut_linear_split(Tensor x, Tensor step, Tensor codes, Tensor even, Tensor
   Tensor y = torch::stable::new_empty(step, {M, n});
   if (M == 0) return y;
   const uint8_t* rows = static_cast<const uint8_t*>(x.data_ptr());
-  const std::vector<uint8_t> blocks = in_blocks(rows, M, w);
-  const std::vector<int32_t> more = offsets(rows, M, w);
-  const auto kernel = kernels(vnni).linear;
   float* to = static_cast<float*>(y.data_ptr());
   const float* steps = static_cast<const float*>(step.data_ptr());
+  if (const auto tiles = by_tiles(w, M); tiles && vnni) {
+    const int64_t held = std::max<int64_t>(16, (1 << 20) / k / 16 * 16);  // rows of x: what an L2 cache holds
+    for (int64_t m = 0; m < M; m += held) {
+      const int64_t count = std::min(held, M - m);
+      const std::vector<uint8_t> blocks = in_blocks(rows + m * k, count, w, 16);
+      torch::stable::parallel_for(0, stripes, std::max<int64_t>(1, 8192 / (k * count)), [&](int64_t begin, int64_t end) {
+        static thread_local std::vector<uint8_t> memory;
+        memory.resize(std::max<size_t>(memory.size(), qk::PostAmx::kBuffer + count * 64 + 64));
+        uint8_t* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+        tiles(w, begin, end, blocks.data(), count, steps + m, add, to + m * n, scratch);
+      });
+    }
+    return y;
+  }
+  const std::vector<uint8_t> blocks = in_blocks(rows, M, w, 0);
+  const std::vector<int32_t> more = offsets(rows, M, w);
+  const auto kernel = kernels(vnni).linear;
   torch::stable::parallel_for(0, stripes, std::max<int64_t>(1, 8192 / (k * M)), [&](int64_t begin, int64_t end) {
     kernel(w, begin, end, blocks.data(), M, more.data(), steps, add, to);
   });

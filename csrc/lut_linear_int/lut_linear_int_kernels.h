@@ -3,5 +3,6 @@
 #include "lut_linear_int.h"
 QK_DECLARE_KERNELS(PostKernels, lut_linear_int)
 #ifdef __x86_64__
+QK_DECLARE_KERNELS(PostAmx, lut_linear_int_amx)
 QK_DECLARE_KERNELS(PostKernels, lut_linear_int_vnni)  // null where the instruction set has no such instruction
 #endif

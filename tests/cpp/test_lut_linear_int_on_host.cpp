@@ -1,6 +1,11 @@
 // The integer kernels of packed weights under the sanitizers, on the instruction set QK_ISA, with buffers of exactly the size that
 // lut_linear_int.h asks for, against the plain sum. Scales, steps and biases are small powers of 2: every result is exact.
+// QK_TILES_IN_SOFTWARE: the kernel for matrix tiles, with its instructions in software.
+#ifdef QK_TILES_IN_SOFTWARE
+#include "../../csrc/lut_linear_int/lut_linear_int_amx_simd.cpp"
+#else
 #include "../../csrc/lut_linear_int/lut_linear_int_rows.h"
+#endif
 
 #include <array>
 #include <new>
@@ -21,7 +26,12 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
   std::mt19937 random(unsigned(bits + N + K + M));
   const int64_t stripes = (N + 15) / 16, width = 256 / bits, tiles = (K + width - 1) / width, G = K / group, blocks = (K + 31) / 32;
   const int count = bits == 4 ? 16 : 32, offset = is_signed ? PostKernels::kOffset : 0;
-  Memory<uint8_t> codes(stripes * tiles * 512), x(M * blocks * 32);
+#ifdef QK_TILES_IN_SOFTWARE
+  const int64_t rows = (M + 15) / 16 * 16;
+#else
+  const int64_t rows = M;
+#endif
+  Memory<uint8_t> codes(stripes * tiles * 512), x(rows * blocks * 32);
   Memory<float> scale(stripes * G * 16), step(M), bias(N), y(M * N);
   PostWeight w{};
   w.codes = codes.data, w.scale = scale.data, w.bits = bits, w.N = N, w.K = K, w.group = group, w.G = G, w.is_signed = is_signed;
@@ -54,7 +64,12 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
       more[m * segments + s] += offset * (w.a + w.b) * value(m, k);
     }
   }
+#ifdef QK_TILES_IN_SOFTWARE
+  Memory<uint8_t> scratch(qk::PostAmx::kBuffer + M * 64);
+  linear(w, 0, stripes, x.data, M, step.data, bias.data, y.data, scratch.data);
+#else
   linear(w, 0, stripes, x.data, M, more.data, step.data, bias.data, y.data);
+#endif
   for (int64_t m = 0; m < M; m++)
     for (int64_t n = 0; n < N; n++) {
       double want = 0;
@@ -66,6 +81,13 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
 }  // namespace
 
 int main() {
+#ifdef QK_TILES_IN_SOFTWARE
+  for (const auto& [N, K, group] : {std::array<int64_t, 3>{1, 64, 64}, {17, 192, 64}, {33, 128, 128}, {5, 384, 192}, {16, 4224, 4224}})
+    for (int64_t M : {1, 2, 16, 17, 33, 49})
+      for (int kind = 0; kind < 4; kind++) run(4, N, K, group, M, kind & 1, kind & 2);
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+#endif
   for (int bits : {4, 8})
     for (const auto& [N, K, group] : {std::array<int64_t, 3>{1, 1, 1}, {17, 96, 32}, {33, 70, 70}, {5, 192, 96}, {16, 128, 64}})
       for (int64_t M : {1, 2, 3, 7, 9})
