@@ -82,8 +82,19 @@ def test_rows_that_tiles_would_lose_come_from_the_other_kernel(dtype, isa):
     assert torch.equal(y[own].isnan(), want[: len(own)].isnan())
     assert torch.equal(y[own].nan_to_num(), want[: len(own)].nan_to_num())
     isa("amx")
-    alone = qk.lut_linear(x[rest], w, backend="cpu")
-    assert torch.equal(y[rest], alone)
+    assert torch.equal(y[rest], qk.lut_linear(x[rest], w, backend="cpu"))
+    pair = qk.lut_linear(x[[20, 0]], w, backend="cpu")  # among others it is as it is among its like
+    assert torch.equal(pair, y[[20, 0]])
+
+
+def test_levels_that_are_denormal_are_not_lost():
+    """To a tile they are 0. Only columns of such a level are not 0 in x."""
+    codes = torch.randint(0, 2, (64,), generator=torch.Generator().manual_seed(0))
+    w = LutWeight.pack(codes.expand(20, 64), torch.tensor([1e-40, 2.0]), torch.full((1,), 1e20), bits=1)
+    x = torch.where(codes == 0, 1e17, 0.0).expand(5, 64)
+    y = qk.lut_linear(x, w, backend="cpu")
+    assert (y > 1e-4).all()
+    assert_twice_as_good(y, x, w.dequantize(), None)
 
 
 def test_levels_that_are_not_finite_stay_in_their_weights():

@@ -68,17 +68,18 @@ struct AmxLevels {
   int parts = 1;
   uint16_t part[3][256] = {};  // the largest first
   float smallest = __builtin_inff();  // of the levels' sizes but 0
-  bool finite = true;
+  bool fit = true;  // for tiles, to which what is denormal is 0: all are finite, and no part but 0 is denormal
 
   AmxLevels(const float* levels, int count) {
     for (int c = 0; c < count; c++) {
       float rest = levels[c];
       const float size = rest < 0 ? -rest : rest;
-      finite = finite && size < __builtin_inff();
+      fit = fit && size < __builtin_inff();
       if (size > 0 && size < smallest) smallest = size;
       for (int p = 0; p < 3; p++) {
         const uint32_t upper = bits_of(rest) & 0xffff0000u;
         part[p][c] = uint16_t(upper >> 16);
+        fit = fit && ((upper & 0x7fffffffu) == 0 || (upper & 0x7f800000u) != 0);
         if (rest != 0 && parts < p + 1) parts = p + 1;
         rest -= from_bits(upper);
       }

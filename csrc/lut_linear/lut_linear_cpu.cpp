@@ -122,13 +122,13 @@ void by_rows(const Weight& w, const float* x, int64_t M, const float* bias, floa
 
 constexpr int64_t kFewRows = 8;  // for which levels of several parts cost more to decode than tiles save; for float32 always
 
-// As lut_linear, by the matrix tiles of the processor; false where that takes longer, or where a level is not finite.
+// As lut_linear, by the matrix tiles of the processor; false where that takes longer, or where a level is not for them.
 bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
   const qk::LutAmx& amx = qk::lut_amx_kernels();
   const int dtype = qk::dtype_index(x);
   if (x.size(0) == 1) return false;
   const qk::AmxLevels levels(w.levels.data(), w.count);
-  if (!levels.finite || (levels.parts > 1 && (dtype == 0 || x.size(0) <= kFewRows))) return false;
+  if (!levels.fit || (levels.parts > 1 && (dtype == 0 || x.size(0) <= kFewRows))) return false;
   const int64_t M = x.size(0), bytes = x.element_size(), K = w.packed.K, N = w.packed.N;
   const auto at = [&](const Tensor& t, int64_t m, int64_t width) { return static_cast<uint8_t*>(t.data_ptr()) + m * width * bytes; };
   static thread_local std::vector<uint8_t> memory;
@@ -153,6 +153,7 @@ bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
     note(fits, m);
   }
   if (others.empty()) return true;
+  if (others.size() == 1) others.push_back(others[0]);  // a row alone has another order of its sums
   const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
   std::vector<float> from(others.size() * K), to(others.size() * N);
   for (size_t i = 0; i < others.size(); i++) std::copy_n(static_cast<const float*>(wide.data_ptr()) + others[i] * K, K, &from[i * K]);
