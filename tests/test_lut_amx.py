@@ -88,9 +88,9 @@ def test_rows_that_tiles_would_lose_come_from_the_other_kernel(dtype, isa):
 
 
 def test_levels_that_are_denormal_are_not_lost():
-    """To a tile they are 0. Only columns of such a level are not 0 in x."""
+    """To a tile they are 0, though one is a bfloat16 value. Only columns of such a level are not 0 in x."""
     codes = torch.randint(0, 2, (64,), generator=torch.Generator().manual_seed(0))
-    w = LutWeight.pack(codes.expand(20, 64), torch.tensor([1e-40, 2.0]), torch.full((1,), 1e20), bits=1)
+    w = LutWeight.pack(codes.expand(20, 64), torch.tensor([2.0**-133, 2.0]), torch.full((1,), 1e20), bits=1)
     x = torch.where(codes == 0, 1e17, 0.0).expand(5, 64)
     y = qk.lut_linear(x, w, backend="cpu")
     assert (y > 1e-4).all()
