@@ -27,16 +27,19 @@ struct Output {
 struct LutKernels {
   // Rows of stripes [begin, end) of w [N, K] float32.
   void (*dequantize)(const Packed&, int64_t begin, int64_t end, float* w);
-  // One row of x: spread out once, for which `room` says how much is needed, then columns of stripes [begin, end) of y [N].
-  void (*room)(const Packed&, int64_t* floats, int64_t* numbers);
-  void (*spread)(const Packed&, const float* x, float* to, int32_t* groups);
-  void (*alone)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y);
   // M > 1: columns of stripes [begin, end) of y [M, N] = x w^T + bias.
   // x: float32, in tiles of T rows, T <= tile: [M / T rounded up][K rounded up to 32][T], 0 where it is padded.
   // sums: scratch, [M rounded up to T][pair] vectors of 16 floats.
   void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, float* y,
                  float* sums);
   int tile, pair;
+};
+
+// One row of x: spread out once, for which `room` says how much is needed; then columns of stripes [begin, end) of y [N].
+struct LutAlone {
+  void (*room)(const Packed&, int64_t* floats, int64_t* numbers);
+  void (*spread)(const Packed&, const float* x, float* to, int32_t* groups);
+  void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y);
 };
 
 // For bfloat16 activations, levels that are bfloat16 and not denormal, and up to 4 bits; null without the instruction. Its

@@ -1,12 +1,9 @@
 // Packed weights on the CPU. A vector holds the sixteen rows of a stripe for one column, so a product takes one activation
 // for all lanes, a scale is one load, and nothing is summed across lanes.
 //
-// The order of every sum, on every instruction set: for two activation rows or more a segment is up to 128 columns of one
-// group. Its products are added one column after another, product and sum with one rounding; segment times scale is
-// added to the total in the same way, segment after segment; then the bias. For a row alone, which reads the codes as they lie,
-// it is eight such sums, one for each octet and word of a line (see Lines), with segments of up to 16 units; at the end these
-// are added, octets first. One or two bits of a row alone, where no group ends within a word of codes: the products of a nibble
-// are summed when x is spread out, in order of its columns; such sums are what is added.
+// The order of every sum, on every instruction set and for any number of activation rows: a segment is up to 128 columns
+// of one group. Its products are added one column after another, product and sum with one rounding; segment times scale is
+// added to the total in the same way, segment after segment; then the bias.
 #include "lut_words.h"
 
 namespace {
@@ -20,130 +17,6 @@ constexpr int kTile = 6, kPair = 1;
 #else
 constexpr int kTile = 4, kPair = 1;
 #endif
-
-// One activation row, 1 or 2 bits: a nibble holds the codes of 4 or 2 columns, and 16 sums of their products are all that it can
-// stand for. Word after word: tables [octet][nibble][16]; and the word's group, with 1 where a segment ends.
-template <int bits> struct Nibbles {
-  static constexpr int kColumns = 4 / bits, kLongest = 8;  // columns of a nibble, words of a segment
-  static bool fit(const Packed& w) { return bits <= 2 && (w.G == 1 || w.group % (kColumns * kBlock) == 0); }
-  static int64_t words(int64_t K) { return (K + 2 * kColumns * kBlock - 1) / (2 * kColumns * kBlock) * 2; }
-  static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
-    const int64_t all = words(w.K);
-    const auto group = [&](int64_t word) { return int32_t(lower(word * kColumns * kBlock / w.group, w.G - 1)); };
-    F levels[kColumns];  // of column c, for each nibble
-    for (int c = 0; c < kColumns; c++) {
-      float of[kLanes];
-      for (int v = 0; v < kLanes; v++) of[v] = w.levels[v >> (bits * c) & ((1 << bits) - 1)];
-      levels[c] = load(of);
-    }
-    int64_t begun = 0;
-    for (int64_t word = 0; word < all; word++, groups += 2) {
-      for (int j = 0; j < 32; j++, to += kLanes) {  // of an octet's nibbles, octet after octet
-        F sum(0.0f);
-        for (int c = 0; c < kColumns; c++) {
-          const int64_t k = (word * kColumns + c) * kBlock + j;
-          if (k < w.K) sum = fused(levels[c], F(x[k]), sum);
-        }
-        store(to, sum);
-      }
-      groups[0] = group(word), groups[1] = word + 1 == all || word + 1 - begun == kLongest || group(word + 1) != groups[0];
-      if (groups[1]) begun = word + 1;
-    }
-  }
-};
-template <int bits, int R>
-void nibbles(const Packed& w, int64_t stripe, int64_t end, const float* tables, const int32_t* groups, const float* bias, Output y) {
-  const Plane<bits> plane(w.codes, w.K);
-  const int64_t tiles = Nibbles<bits>::words(w.K) / 2;
-  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
-  F d[R], total[R];
-  for (int r = 0; r < R; r++) total[r] = d[r] = F(0.0f);
-  for (int64_t tile = 0; tile < tiles; tile++) {
-    I words[R][8];
-    for (int r = 0; r < R; r++) {
-      plane.load(at(r), tile * Plane<bits>::kBlocks, words[r]);
-      for (int b = 0; b < Plane<bits>::kBlocks; b++)
-        for (int t = 0; t < 4; t++) plane.template prefetch<R>(at(r), tile * Plane<bits>::kBlocks + b, t);
-    }
-    for (int half = 0; half < 2; half++, groups += 2) {
-      for (int t = 0; t < 4; t++, tables += 8 * kLanes)
-        QK_UNROLL for (int i = 0; i < 8; i++) {
-          const F sums = load(tables + i * kLanes);
-          for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(words[r][4 * half + t], 4 * i));
-        }
-      if (groups[1])
-        for (int r = 0; r < R; r++) total[r] = fused(d[r], load(w.scale + (at(r) * w.G + groups[0]) * kStripe), total[r]), d[r] = F(0.0f);
-    }
-  }
-  for (int r = 0; r < R && stripe + r < end; r++) write(w, stripe + r, total[r], bias, y, 0);
-}
-
-// One activation row: the elements of a line meet their own columns of x, so that codes need not be transposed.
-// Unit after unit: x [kColumns][16]; and the groups of the two words, with 1 where a segment ends.
-template <int bits> struct Alone {
-  using L = Lines<bits>;
-  static constexpr int kLongest = 16;
-  static int64_t units(int64_t K) { return (K + L::kWidth - 1) / L::kWidth * L::kSteps; }
-  // The first of the columns of word w of unit u.
-  static int64_t column(int64_t u, int w) {
-    return bits == 8 ? u * 32 + 4 * w : ((u / L::kSteps * 2 + w) * L::kSteps + u % L::kSteps) * kBlock;
-  }
-  static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
-    const int64_t all = units(w.K);
-    const auto group = [&](int64_t u, int word) { return int32_t(lower(column(u, word) / w.group, w.G - 1)); };
-    int64_t begun = 0;
-    for (int64_t u = 0; u < all; u++, groups += 3) {
-      for (int i = 0; i < L::kColumns; i++)
-        for (int e = 0; e < kLanes; e++) {
-          const int64_t k = column(u, e % 2) + e / 4 * 8 + i;
-          *to++ = k < w.K ? x[k] : 0.0f;
-        }
-      groups[0] = group(u, 0), groups[1] = group(u, 1);
-      groups[2] = u + 1 == all || u + 1 - begun == kLongest || group(u + 1, 0) != groups[0] || group(u + 1, 1) != groups[1];
-      if (groups[2]) begun = u + 1;
-    }
-  }
-};
-
-#if QK_ISA == 512
-constexpr int kLines = 8;  // at a time: their sums are in registers
-#else
-constexpr int kLines = 4;
-#endif
-template <int bits, class Levels>
-void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
-  using L = Lines<bits>;
-  const L lines(w);
-  const Levels table(w);
-  const int64_t tiles = Alone<bits>::units(w.K) / L::kSteps;
-  for (int64_t stripe = begin; stripe < end; stripe++) {
-    alignas(64) float sums[8][kLanes], rows[kLanes];
-    for (int first = 0; first < 8; first += kLines) {
-      F d[kLines], total[kLines];
-      for (int g = 0; g < kLines; g++) total[g] = d[g] = F(0.0f);
-      const float* from = x;
-      const int32_t* of = groups;
-      for (int64_t tile = 0; tile < tiles; tile++) {
-        for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
-        QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += L::kColumns * kLanes, of += 3) {
-          lines.template codes<kLines>(stripe, tile, first, s, [&](int i, int g, I code) QK_INLINE_LAMBDA {
-            d[g] = fused(table(code), load(from + i * kLanes), d[g]);
-          });
-          if (of[2]) {
-            const F scale = load(w.scale + (stripe * w.G + of[0]) * kStripe), other = load(w.scale + (stripe * w.G + of[1]) * kStripe);
-            for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(scale, other, first + g), total[g]), d[g] = F(0.0f);
-          }
-        }
-      }
-      for (int g = 0; g < kLines; g++) store(sums[first + g], total[g]);
-    }
-    for (int r = 0; r < kStripe; r++) {
-      const float* e = sums[r % 8] + r / 8 * 2;
-      rows[r] = ((e[0] + e[4]) + (e[8] + e[12])) + ((e[1] + e[5]) + (e[9] + e[13]));
-    }
-    write(w, stripe, load(rows), bias, y, 0);
-  }
-}
 
 // R stripes from `stripe` on, times M activation rows, x [K][M]: from the words to the sums, all in registers. Those at
 // `end` and beyond are computed as the last one again, and not written.
@@ -265,39 +138,6 @@ void dequantize(const Packed& w, int64_t begin, int64_t end, float* out) {
   });
 }
 
-// Floats and numbers that `spread` writes.
-void room(const Packed& w, int64_t* floats, int64_t* numbers) {
-  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
-    if (kind.bits <= 2 && Nibbles<kind.bits>::fit(w)) {
-      const int64_t words = Nibbles<kind.bits>::words(w.K);
-      *floats = words * 32 * kLanes, *numbers = words * 2;
-    } else {
-      const int64_t units = Alone<kind.bits>::units(w.K);
-      *floats = units * 8 * kLanes, *numbers = units * 3;
-    }
-  });
-}
-
-void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
-  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
-    if constexpr (kind.bits <= 2)
-      if (Nibbles<kind.bits>::fit(w)) return Nibbles<kind.bits>::spread(w, x, to, groups);
-    Alone<kind.bits>::spread(w, x, to, groups);
-  });
-}
-
-void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
-  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
-    if constexpr (kind.bits <= 2)
-      if (Nibbles<kind.bits>::fit(w)) {
-        constexpr int R = QK_ISA == 512 ? 4 : 2;
-        for (; begin < end; begin += R) nibbles<kind.bits, R>(w, begin, end, x, groups, bias, y);
-        return;
-      }
-    alone<kind.bits, typename decltype(kind)::Levels>(w, begin, end, x, groups, bias, y);
-  });
-}
-
 void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, float* y,
             float* sums) {
   for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
@@ -309,5 +149,5 @@ void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t
 
 namespace qk {
 extern const LutKernels QK_NAME(lut);
-const LutKernels QK_NAME(lut) = {dequantize, room, spread, alone, linear, kTile, kPair};
+const LutKernels QK_NAME(lut) = {dequantize, linear, kTile, kPair};
 }  // namespace qk

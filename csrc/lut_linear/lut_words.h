@@ -288,47 +288,6 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
   }
 };
 
-// ---------------------------------------------------------------- lines
-// The codes of a T16 tile as they lie: line g is 64 bytes, word w of the octets t of row g in element 4 t + w and of row g + 8 in
-// 4 t + 2 + w. A tile is kSteps units, by the place of a code in its nibble; word w of step s is sub-block w * kSteps + s of the
-// tile, or of 8 bits columns 4 w and up of each octet of the one that there is.
-template <int bits> struct Lines {
-  static constexpr int kSteps = bits == 8 ? 1 : 4 / bits, kColumns = bits == 8 ? 4 : 8;  // columns of a word in a unit
-  static constexpr int kWidth = bits == 8 ? 32 : 64 * kSteps;                            // of a tile, in columns
-  Plane<bits> plane;
-  explicit Lines(const Packed& w) : plane(w.codes, w.K) {}
-  QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return plane.first + stripe * plane.stride + tile * 512; }
-  QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const { __builtin_prefetch(at(stripe, tile) + 2048 + g * 64); }
-  // body(i, g, code) for the columns of step s of n lines from `first` on.
-  template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
-    I line[n];
-    QK_UNROLL for (int g = 0; g < n; g++) line[g] = load_words(at(stripe, tile) + (first + g) * 64);
-    QK_UNROLL for (int i = 0; i < kColumns; i++)
-      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, right(line[g], bits == 8 ? 8 * i : 4 * i + bits * s));
-  }
-};
-template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
-  static constexpr int kSteps = 2, kColumns = 8, kWidth = 128;
-  Plane<2> low;
-  Plane<1> high;
-  explicit Lines(const Packed& w) : low(w.codes, w.K), high(w.codes + (w.N + 15) / 16 * low.stride, w.K) {}
-  QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return low.first + stripe * low.stride + tile * 512; }
-  QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const {
-    __builtin_prefetch(at(stripe, tile) + 2048 + g * 64);
-    if (tile % 2 == 0) __builtin_prefetch(high.first + stripe * high.stride + tile * 256 + 1024 + g * 64);
-  }
-  template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
-    I word[n];  // of nibbles: bits 0 to 2 are the code
-    QK_UNROLL for (int g = 0; g < n; g++) {
-      const I two = right(load_words(at(stripe, tile) + (first + g) * 64), 2 * s);
-      const I one = load_words(high.first + stripe * high.stride + tile / 2 * 512 + (first + g) * 64);
-      word[g] = choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
-    }
-    QK_UNROLL for (int i = 0; i < 8; i++)
-      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, right(word[g], 4 * i));
-  }
-};
-
 // ---------------------------------------------------------------- sums
 QK_IN int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 
