@@ -56,6 +56,7 @@ template <int bits> struct Nibbles {
   static constexpr int kColumns = 4 / bits, kLongest = 8;  // columns of a nibble, words of a segment
   static bool fit(const Packed& w) { return bits <= 2 && (w.G == 1 || w.group % (kColumns * kBlock) == 0); }
   static int64_t words(int64_t K) { return (K + 2 * kColumns * kBlock - 1) / (2 * kColumns * kBlock) * 2; }
+  static void room(const Packed& w, int64_t* floats, int64_t* numbers) { *floats = words(w.K) * 32 * kLanes, *numbers = words(w.K) * 2; }
   static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
     const int64_t all = words(w.K);
     const auto group = [&](int64_t word) { return int32_t(lower(word * kColumns * kBlock / w.group, w.G - 1)); };
@@ -79,40 +80,49 @@ template <int bits> struct Nibbles {
       if (groups[1]) begun = word + 1;
     }
   }
-};
-template <int bits, int R>
-void nibbles(const Packed& w, int64_t stripe, int64_t end, const float* tables, const int32_t* groups, const float* bias, Output y) {
-  const Plane<bits> plane(w.codes, w.K);
-  const int64_t tiles = Nibbles<bits>::words(w.K) / 2;
-  const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
-  F d[R], total[R];
-  for (int r = 0; r < R; r++) total[r] = d[r] = F(0.0f);
-  for (int64_t tile = 0; tile < tiles; tile++) {
-    I words[R][8];
-    for (int r = 0; r < R; r++) {
-      plane.load(at(r), tile * Plane<bits>::kBlocks, words[r]);
-      for (int b = 0; b < Plane<bits>::kBlocks; b++)
-        for (int t = 0; t < 4; t++) plane.template prefetch<R>(at(r), tile * Plane<bits>::kBlocks + b, t);
-    }
-    for (int half = 0; half < 2; half++, groups += 2) {
-      for (int t = 0; t < 4; t++, tables += 8 * kLanes)
-        QK_UNROLL for (int i = 0; i < 8; i++) {
-          const F sums = load(tables + i * kLanes);
-          for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(words[r][4 * half + t], 4 * i));
-        }
-      if (groups[1])
-        for (int r = 0; r < R; r++) total[r] = fused(d[r], load(w.scale + (at(r) * w.G + groups[0]) * kStripe), total[r]), d[r] = F(0.0f);
-    }
+  static constexpr int R = QK_ISA == 512 ? 4 : 2;  // stripes at a time, which share what is loaded of the tables
+  static void linear(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
+    for (; begin < end; begin += R) stripes(w, begin, end, x, groups, bias, y);
   }
-  for (int r = 0; r < R && stripe + r < end; r++) write(w, stripe + r, total[r], bias, y, 0);
-}
+  static void stripes(const Packed& w, int64_t stripe, int64_t end, const float* tables, const int32_t* groups, const float* bias, Output y) {
+    const Plane<bits> plane(w.codes, w.K);
+    const int64_t tiles = Nibbles<bits>::words(w.K) / 2;
+    const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
+    F d[R], total[R];
+    for (int r = 0; r < R; r++) total[r] = d[r] = F(0.0f);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      I words[R][8];
+      for (int r = 0; r < R; r++) {
+        plane.load(at(r), tile * Plane<bits>::kBlocks, words[r]);
+        for (int b = 0; b < Plane<bits>::kBlocks; b++)
+          for (int t = 0; t < 4; t++) plane.template prefetch<R>(at(r), tile * Plane<bits>::kBlocks + b, t);
+      }
+      for (int half = 0; half < 2; half++, groups += 2) {
+        for (int t = 0; t < 4; t++, tables += 8 * kLanes)
+          QK_UNROLL for (int i = 0; i < 8; i++) {
+            const F sums = load(tables + i * kLanes);
+            for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(words[r][4 * half + t], 4 * i));
+          }
+        if (groups[1])
+          for (int r = 0; r < R; r++) total[r] = fused(d[r], load(w.scale + (at(r) * w.G + groups[0]) * kStripe), total[r]), d[r] = F(0.0f);
+      }
+    }
+    for (int r = 0; r < R && stripe + r < end; r++) write(w, stripe + r, total[r], bias, y, 0);
+  }
+};
 
 // One activation row: the elements of a line meet their own columns of x, so that codes need not be transposed.
 // Unit after unit: x [kColumns][16]; and the groups of the two words, with 1 where a segment ends.
-template <int bits> struct Alone {
+#if QK_ISA == 512
+constexpr int kLines = 8;  // at a time: their sums are in registers
+#else
+constexpr int kLines = 4;
+#endif
+template <int bits, class Levels> struct Alone {
   using L = Lines<bits>;
   static constexpr int kLongest = 16;
   static int64_t units(int64_t K) { return (K + L::kWidth - 1) / L::kWidth * L::kSteps; }
+  static void room(const Packed& w, int64_t* floats, int64_t* numbers) { *floats = units(w.K) * 8 * kLanes, *numbers = units(w.K) * 3; }
   // The first of the columns of word w of unit u.
   static int64_t column(int64_t u, int w) {
     return bits == 8 ? u * 32 + 4 * w : ((u / L::kSteps * 2 + w) * L::kSteps + u % L::kSteps) * kBlock;
@@ -132,84 +142,65 @@ template <int bits> struct Alone {
       if (groups[2]) begun = u + 1;
     }
   }
-};
-
-#if QK_ISA == 512
-constexpr int kLines = 8;  // at a time: their sums are in registers
-#else
-constexpr int kLines = 4;
-#endif
-template <int bits, class Levels>
-void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
-  using L = Lines<bits>;
-  const L lines(w);
-  const Levels table(w);
-  const int64_t tiles = Alone<bits>::units(w.K) / L::kSteps;
-  for (int64_t stripe = begin; stripe < end; stripe++) {
-    alignas(64) float sums[8][kLanes], rows[kLanes];
-    for (int first = 0; first < 8; first += kLines) {
-      F d[kLines], total[kLines];
-      for (int g = 0; g < kLines; g++) total[g] = d[g] = F(0.0f);
-      const float* from = x;
-      const int32_t* of = groups;
-      for (int64_t tile = 0; tile < tiles; tile++) {
-        for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
-        QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += L::kColumns * kLanes, of += 3) {
-          lines.template codes<kLines>(stripe, tile, first, s, [&](int i, int g, I code) QK_INLINE_LAMBDA {
-            d[g] = fused(table(code), load(from + i * kLanes), d[g]);
-          });
-          if (of[2]) {
-            const F scale = load(w.scale + (stripe * w.G + of[0]) * kStripe), other = load(w.scale + (stripe * w.G + of[1]) * kStripe);
-            for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(scale, other, first + g), total[g]), d[g] = F(0.0f);
+  static void linear(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
+    const L lines(w);
+    const Levels table(w);
+    const int64_t tiles = units(w.K) / L::kSteps;
+    for (int64_t stripe = begin; stripe < end; stripe++) {
+      alignas(64) float sums[8][kLanes], rows[kLanes];
+      for (int first = 0; first < 8; first += kLines) {
+        F d[kLines], total[kLines];
+        for (int g = 0; g < kLines; g++) total[g] = d[g] = F(0.0f);
+        const float* from = x;
+        const int32_t* of = groups;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+          for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
+          QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += L::kColumns * kLanes, of += 3) {
+            lines.template codes<kLines>(stripe, tile, first, s, [&](int i, int g, I code) QK_INLINE_LAMBDA {
+              d[g] = fused(table(code), load(from + i * kLanes), d[g]);
+            });
+            if (of[2]) {
+              const F scale = load(w.scale + (stripe * w.G + of[0]) * kStripe), other = load(w.scale + (stripe * w.G + of[1]) * kStripe);
+              for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(scale, other, first + g), total[g]), d[g] = F(0.0f);
+            }
           }
         }
+        for (int g = 0; g < kLines; g++) store(sums[first + g], total[g]);
       }
-      for (int g = 0; g < kLines; g++) store(sums[first + g], total[g]);
+      for (int r = 0; r < kStripe; r++) {
+        const float* e = sums[r % 8] + r / 8 * 2;
+        rows[r] = ((e[0] + e[4]) + (e[8] + e[12])) + ((e[1] + e[5]) + (e[9] + e[13]));
+      }
+      write(w, stripe, load(rows), bias, y, 0);
     }
-    for (int r = 0; r < kStripe; r++) {
-      const float* e = sums[r % 8] + r / 8 * 2;
-      rows[r] = ((e[0] + e[4]) + (e[8] + e[12])) + ((e[1] + e[5]) + (e[9] + e[13]));
-    }
-    write(w, stripe, load(rows), bias, y, 0);
   }
+};
+
+// body(way): how a row meets the weight.
+template <class Body> QK_IN void for_way(const Packed& w, Body&& body) {
+  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
+    if constexpr (kind.bits <= 2)
+      if (Nibbles<kind.bits>::fit(w)) return body(Nibbles<kind.bits>{});
+    body(Alone<kind.bits, typename decltype(kind)::Levels>{});
+  });
 }
 
 // Floats and numbers that `spread` writes.
 void room(const Packed& w, int64_t* floats, int64_t* numbers) {
-  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
-    if (kind.bits <= 2 && Nibbles<kind.bits>::fit(w)) {
-      const int64_t words = Nibbles<kind.bits>::words(w.K);
-      *floats = words * 32 * kLanes, *numbers = words * 2;
-    } else {
-      const int64_t units = Alone<kind.bits>::units(w.K);
-      *floats = units * 8 * kLanes, *numbers = units * 3;
-    }
-  });
+  for_way(w, [&](auto way) QK_INLINE_LAMBDA { way.room(w, floats, numbers); });
 }
 
 void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
-  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
-    if constexpr (kind.bits <= 2)
-      if (Nibbles<kind.bits>::fit(w)) return Nibbles<kind.bits>::spread(w, x, to, groups);
-    Alone<kind.bits>::spread(w, x, to, groups);
-  });
+  for_way(w, [&](auto way) QK_INLINE_LAMBDA { way.spread(w, x, to, groups); });
 }
 
-void alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
-  for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
-    if constexpr (kind.bits <= 2)
-      if (Nibbles<kind.bits>::fit(w)) {
-        constexpr int R = QK_ISA == 512 ? 4 : 2;
-        for (; begin < end; begin += R) nibbles<kind.bits, R>(w, begin, end, x, groups, bias, y);
-        return;
-      }
-    alone<kind.bits, typename decltype(kind)::Levels>(w, begin, end, x, groups, bias, y);
-  });
+void linear(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
+  for_way(w, [&](auto way) QK_INLINE_LAMBDA { way.linear(w, begin, end, x, groups, bias, y); });
 }
 
 }  // namespace
 
 namespace qk {
 extern const LutAlone QK_NAME(lut_alone);
-const LutAlone QK_NAME(lut_alone) = {room, spread, alone};
+const LutAlone QK_NAME(lut_alone) = {room, spread, linear};
 }  // namespace qk

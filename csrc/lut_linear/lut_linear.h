@@ -99,7 +99,8 @@ struct LutAmx {
   void (*split)(const AmxRows&, int64_t begin, int64_t end, const void* x, int dtype, float least, char* fits);
   // Columns of stripes [begin, end) of y = x w^T + bias.
   // scratch: kBuffer bytes, then as many as scratch() says.
-  void (*linear)(const Packed&, const AmxLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y, uint8_t* scratch);
+  void (*linear)(const Packed&, const AmxLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
+                 uint8_t* scratch);
   static int64_t scratch(const AmxRows& x) { return kBuffer + x.tiles * x.each * 2 * 64; }
 };
 

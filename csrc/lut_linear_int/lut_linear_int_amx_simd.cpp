@@ -28,8 +28,8 @@ template <bool is_signed, bool has_odd> struct Stripe {
   __m512i even, odd;
 
   static __m512i table(const int8_t* t) {  // without the offset that the other kernels need for signed x
-    const __m128i all = _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t)), _mm_set1_epi8(is_signed ? PostKernels::kOffset : 0));
-    return _mm512_maskz_broadcast_i32x4(0xffff, all);
+    const __m128i offset = _mm_set1_epi8(is_signed ? PostKernels::kOffset : 0);
+    return _mm512_maskz_broadcast_i32x4(0xffff, _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t)), offset));
   }
   QK_HD void decode(const uint8_t* codes, int64_t t) const {
     W words[8];
@@ -119,8 +119,8 @@ void stripes(const PostWeight& w, int64_t begin, int64_t end, const uint8_t* x, 
 
 void linear(const PostWeight& w, int64_t begin, int64_t end, const uint8_t* x, int64_t M, const float* step, const float* bias, float* y,
             uint8_t* scratch) {
-  if (w.b) w.is_signed ? stripes<true, true>(w, begin, end, x, M, step, bias, y, scratch) : stripes<false, true>(w, begin, end, x, M, step, bias, y, scratch);
-  else w.is_signed ? stripes<true, false>(w, begin, end, x, M, step, bias, y, scratch) : stripes<false, false>(w, begin, end, x, M, step, bias, y, scratch);
+  const auto kernel = w.is_signed ? w.b ? stripes<true, true> : stripes<true, false> : w.b ? stripes<false, true> : stripes<false, false>;
+  kernel(w, begin, end, x, M, step, bias, y, scratch);
 }
 
 }  // namespace
