@@ -93,8 +93,8 @@ def measure(
     by_bytes = nbytes / much.nbytes * times["roof"].median
     by_products = 0.0 if integers else M * N * K / side**3 * times["products"].median
     row = {
-        "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name, "levels": str(levels)[6:],
-        "device": device, "cache": cache,
+        "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name,
+        "levels": "POST's" if integers else str(levels)[6:], "device": device, "cache": cache,
         "backend": "cpu post-int8" if integers else backends.resolve("lut_linear", x, None),
         "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),

@@ -44,7 +44,6 @@ if not HAS_TRITON:
     MISSING["triton"] = "the package triton is not installed"
 
 PLAIN = (Tensor, torch.nn.Parameter)
-_VARIABLES = getattr(os.environ, "_data", None) if os.name == "posix" else None  # the dict behind it, of bytes
 _in_functorch = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 
@@ -188,7 +187,8 @@ def refusal(name: str, backend: str, x: Tensor, dtypes: Sequence[torch.dtype] = 
 
 def asked() -> str | None:
     """What the environment variable QKERNELS_BACKEND says. (os.environ raises and catches for what is not there.)"""
-    if _VARIABLES is not None and b"QKERNELS_BACKEND" not in _VARIABLES:
+    behind = getattr(os.environ, "_data", None) if os.name == "posix" else None  # the dict behind it, of bytes
+    if behind is not None and b"QKERNELS_BACKEND" not in behind:
         return None
     return os.environ.get("QKERNELS_BACKEND") or None
 

@@ -47,7 +47,7 @@ compiled = pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernel
 
 @compiled
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("group", [32, 64, 128, 256, None])
+@pytest.mark.parametrize("group", [32, 64, 96, 128, 160, 256, None])
 @pytest.mark.parametrize("bits", tuple(PLANES))
 def test_integers_multiply_exactly_on_each_instruction_set(bits, group, name, isa):
     """Every kernel: rows in registers, rows that share what is decoded, parts of tiles, stripes and groups."""
@@ -101,6 +101,46 @@ def test_a_product_and_its_sum_are_rounded_once(sign, name, isa):
     w = LutWeight.pack(torch.tensor([[0, 1]]), torch.tensor([1, 1 + d]), torch.ones(1), bits=1)
     x = sign * torch.tensor([[1 + eps, (1 - d) * eps / 2]]).repeat(2, 1)  # a row alone adds sums of a nibble's products
     assert qk.lut_linear(x, w, backend="cpu").tolist() == [[sign * (1 + eps)]] * 2
+
+
+@compiled
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_a_scale_multiplies_sums_of_at_most_128_products(bits, name, isa):
+    """128 of them stay below the largest float32, 137 would not; and sums of one sign are as good as PyTorch's."""
+    isa(name)
+    level = torch.tensor(2.5e36).bfloat16().float().item()
+    w = LutWeight.pack(
+        torch.ones(20, 1024, dtype=torch.uint8), torch.tensor([0.0, level]), torch.tensor([1e-36]), bits=bits
+    )
+    for M in (1, 2, 4, 9, 33):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert qk.lut_linear(torch.ones(M, 1024, dtype=dtype), w, backend="cpu").isfinite().all(), M
+    g = torch.Generator().manual_seed(bits)
+    for _ in range(4):
+        codes = torch.randint(0, 2, (64, 1024), generator=g)
+        w = LutWeight.pack(codes, torch.tensor([0.0, 1.0]), torch.rand(64, generator=g) + 0.5, bits=bits)
+        x = torch.rand(9, 1024, generator=g)
+        for M in (1, 2, 9):
+            assert_twice_as_good(qk.lut_linear(x[:M], w, backend="cpu"), x[:M], w.dequantize(), None)
+
+
+@compiled
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_what_pads_a_row_adds_nothing(bits, name, isa):
+    """Not even where level 0, which stands there, is not finite, or the scale: K is whole sub-blocks."""
+    isa(name)
+    for K in (32, 64, 96):
+        codes = torch.ones(20, K, dtype=torch.uint8)
+        w = LutWeight.pack(codes, torch.tensor([0.0, 1.0]), torch.ones(K // 32 * 20), bits=bits, group_size=32)
+        w.levels[0] = float("nan")
+        for M in (1, 2, 17):
+            assert torch.equal(qk.lut_linear(torch.ones(M, K), w, backend="cpu"), torch.full((M, 20), float(K)))
+        w.levels[0] = 0.0
+        w.scale.fill_(torch.inf)
+        for M in (1, 2, 17):
+            assert (qk.lut_linear(torch.ones(M, K), w, backend="cpu") == torch.inf).all()
 
 
 @compiled

@@ -4,7 +4,7 @@
 // line (see Lines). Their products are added one column after another, product and sum with one rounding, up to where a group
 // ends or 16 units of a line; that times its scale is added to a total in the same way; at the end the totals are added,
 // octets first; then the bias. Of 1 or 2 bits, where no group ends within a word of codes, instead one sum: of sums over the columns
-// of a nibble, each in order of its columns; it ends with a group or 8 words.
+// of a nibble, each in order of its columns; it ends with a group or after 128 columns.
 #include "lut_words.h"
 
 namespace {
@@ -53,13 +53,16 @@ template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
 // One activation row, 1 or 2 bits: a nibble holds the codes of 4 or 2 columns, and 16 sums of their products are all that it can
 // stand for. Word after word: tables [octet][nibble][16]; and the word's group, with 1 where a segment ends.
 template <int bits> struct Nibbles {
-  static constexpr int kColumns = 4 / bits, kLongest = 8;  // columns of a nibble, words of a segment
+  static constexpr int kColumns = 4 / bits, kLongest = 4 / kColumns;  // columns of a nibble, words of a segment
   static bool fit(const Packed& w) { return bits <= 2 && (w.G == 1 || w.group % (kColumns * kBlock) == 0); }
   static int64_t words(int64_t K) { return (K + 2 * kColumns * kBlock - 1) / (2 * kColumns * kBlock) * 2; }
   static void room(const Packed& w, int64_t* floats, int64_t* numbers) { *floats = words(w.K) * 32 * kLanes, *numbers = words(w.K) * 2; }
   static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
     const int64_t all = words(w.K);
-    const auto group = [&](int64_t word) { return int32_t(lower(word * kColumns * kBlock / w.group, w.G - 1)); };
+    const auto group = [&](int64_t word) {
+      const int64_t column = word * kColumns * kBlock;
+      return column < w.K ? int32_t(column / w.group) : -1;  // beyond K
+    };
     F levels[kColumns];  // of column c, for each nibble
     for (int c = 0; c < kColumns; c++) {
       float of[kLanes];
@@ -103,7 +106,7 @@ template <int bits> struct Nibbles {
             const F sums = load(tables + i * kLanes);
             for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(words[r][4 * half + t], 4 * i));
           }
-        if (groups[1])
+        if (groups[1] && groups[0] >= 0)
           for (int r = 0; r < R; r++) total[r] = fused(d[r], load(w.scale + (at(r) * w.G + groups[0]) * kStripe), total[r]), d[r] = F(0.0f);
       }
     }
@@ -112,7 +115,7 @@ template <int bits> struct Nibbles {
 };
 
 // One activation row: the elements of a line meet their own columns of x, so that codes need not be transposed.
-// Unit after unit: x [kColumns][16]; and the groups of the two words, with 1 where a segment ends.
+// Unit after unit: x [kColumns][16]; and the groups of the two words, -1 beyond K, with 1 where a segment ends.
 #if QK_ISA == 512
 constexpr int kLines = 8;  // at a time: their sums are in registers
 #else
@@ -129,7 +132,7 @@ template <int bits, class Levels> struct Alone {
   }
   static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
     const int64_t all = units(w.K);
-    const auto group = [&](int64_t u, int word) { return int32_t(lower(column(u, word) / w.group, w.G - 1)); };
+    const auto group = [&](int64_t u, int word) { return column(u, word) < w.K ? int32_t(column(u, word) / w.group) : -1; };
     int64_t begun = 0;
     for (int64_t u = 0; u < all; u++, groups += 3) {
       for (int i = 0; i < L::kColumns; i++)
@@ -160,8 +163,9 @@ template <int bits, class Levels> struct Alone {
               d[g] = fused(table(code), load(from + i * kLanes), d[g]);
             });
             if (of[2]) {
-              const F scale = load(w.scale + (stripe * w.G + of[0]) * kStripe), other = load(w.scale + (stripe * w.G + of[1]) * kStripe);
-              for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(scale, other, first + g), total[g]), d[g] = F(0.0f);
+              const auto scale = [&](int g) { return g < 0 ? F(0.0f) : load(w.scale + (stripe * w.G + g) * kStripe); };
+              const F one = scale(of[0]), other = scale(of[1]);
+              for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(one, other, first + g), total[g]), d[g] = F(0.0f);
             }
           }
         }

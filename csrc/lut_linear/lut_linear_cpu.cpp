@@ -32,6 +32,9 @@ struct Weight : qk::PackedTensors {
     packed.base = base, packed.step = step;
   }
   Weight(const Weight&) = delete;  // packed points into it
+  bool is_finite() const {
+    return std::all_of(levels.begin(), levels.begin() + count, [](float l) { return std::isfinite(l); });
+  }
   bool in_bfloat16() const {
     return std::all_of(levels.begin(), levels.end(), [](float l) {
       return (qk::bits_of(l) & 0xffff) == 0 && (l == 0 || std::isnormal(l));
@@ -111,7 +114,13 @@ void alone(const Weight& w, const Tensor& x, const float* bias, qk::Output y) {
 // y [M, n] = x w^T + bias, all float32.
 void by_rows(const Weight& w, const float* x, int64_t M, const float* bias, float* y) {
   const qk::LutKernels& kernels = qk::lut_kernels();
-  if (M == 1) return alone(w, x, bias, {y, 0});
+  if (M == 1) {  // twice: a row alone is another kernel's
+    std::vector<float> both(2 * w.packed.K), out(2 * w.packed.N);
+    std::copy_n(x, w.packed.K, std::copy_n(x, w.packed.K, both.data()));
+    by_rows(w, both.data(), 2, bias, out.data());
+    std::copy_n(out.data(), w.packed.N, y);
+    return;
+  }
   const int64_t tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
   const std::vector<float> tiled = in_tiles(x, M, w.packed.K, T);
   over_stripes(w, M, [&](int64_t begin, int64_t end) {
@@ -126,7 +135,7 @@ constexpr int64_t kFewRows = 8;  // for which levels of several parts cost more 
 bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
   const qk::LutAmx& amx = qk::lut_amx_kernels();
   const int dtype = qk::dtype_index(x);
-  if (x.size(0) == 1) return false;
+  if (x.size(0) == 1 || !amx.linear) return false;  // null if another thread has just chosen another instruction set
   const qk::AmxLevels levels(w.levels.data(), w.count);
   if (!levels.fit || (levels.parts > 1 && (dtype == 0 || x.size(0) <= kFewRows))) return false;
   const int64_t M = x.size(0), bytes = x.element_size(), K = w.packed.K, N = w.packed.N;
@@ -153,7 +162,6 @@ bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
     note(fits, m);
   }
   if (others.empty()) return true;
-  if (others.size() == 1) others.push_back(others[0]);  // a row alone has another order of its sums
   const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
   std::vector<float> from(others.size() * K), to(others.size() * N);
   for (size_t i = 0; i < others.size(); i++) std::copy_n(static_cast<const float*>(wide.data_ptr()) + others[i] * K, K, &from[i * K]);
@@ -179,7 +187,7 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   if (bias.has_value()) wide_bias = qk::float_tensor(*bias);
   const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
   if (!x.is_contiguous()) x = torch::stable::contiguous(x);
-  if (M == 1) {
+  if (M == 1 && w.is_finite()) {  // else what pads its wider tiles would be NaN
     const Tensor y = torch::stable::new_empty(x, {M, n});
     alone(w, x, b, {y.data_ptr(), qk::dtype_index(x)});
     return y;

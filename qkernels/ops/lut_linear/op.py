@@ -47,7 +47,6 @@ _dequantize_bwd = backends.define(
 )
 
 _CHUNK = 1 << 22  # elements of a float32 weight that exist at a time: 16 MiB
-_BIASES = (*backends.FLOATS, torch.float64)
 _MANY_ROWS = 512  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
 _FEW_PIXELS = 64  # of an image, up to where a 1x1 convolution with a large weight is faster as a packed matmul, and
 _LARGE = 1 << 16  # the elements that make it large
@@ -271,7 +270,7 @@ def _stripes(codes, scale, bits, n, k, elements) -> Iterator[tuple[slice, Tensor
 
 def _is_simple(x, codes, levels, scale, bias, n, k) -> bool:
     """Whether the CPU's kernel can be called as it is, in a few checks: for one row of x, with a weight that has just
-    gone through the caches, what Python does on the way costs a third of the kernel's own time."""
+    gone through the caches, what Python does on the way costs a tenth of the kernel's own time."""
     return (
         _HAS_CPU
         and backends.is_plain(x)
@@ -339,7 +338,8 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     near the ends of float32 may overflow or lose digits where the weights themselves do not. On a CPU the order of the
     sums depends on the number of rows only in steps: one row, more, and 512 or more, which meet W in float32, a part of
     it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels that are no bfloat16 values and x
-    in 16 bits: up to 8, and more). Under autocast x is cast as for ``F.linear``.
+    in 16 bits: up to 8, and more). On these, what is below 1e-30 may count as 0 beside larger values of its row. Under
+    autocast x is cast as for ``F.linear``.
 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
         dlevels[c] = sum of dW[n, k] * scale[n, k // group_size] where code[n, k] is c
