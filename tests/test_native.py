@@ -1,6 +1,8 @@
 """Native code without Python: the CUDA kernels on the host, what symbols may leave a SIMD file, that every CUDA file
 compiles for sm_80 and sm_90a, and how many instructions the look-up-table matmul takes there."""
 
+import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -107,18 +109,24 @@ def test_simd_files_export_only_their_tables():
 
 
 @pytest.fixture(scope="module")
-def cuda_check() -> tuple[Path, str]:
-    """The folder of the objects of every CUDA file, and what the compiler said about them."""
+def cuda_check(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of every CUDA object, and what the compiler said about them; one pytest worker makes it."""
     if not shutil.which("nvcc"):
         pytest.skip("no nvcc here")
-    folder = build_folder()
-    objects = folder / "CMakeFiles/cuda_check.dir"
-    for path in objects.glob("**/*.o"):
-        path.unlink()  # so that the compiler speaks again
-    built = subprocess.run(["cmake", "--build", str(folder), "--target", "cuda_check"], capture_output=True, text=True)
-    said = built.stdout + built.stderr
-    assert built.returncode == 0, said[-3000:]
-    return objects, said
+    folder, shared = build_folder(), tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers of this run
+    objects, said = folder / "CMakeFiles/cuda_check.dir", shared / "cuda_check.txt"
+    with (shared / "cuda_check.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            for path in objects.glob("**/*.o"):
+                path.unlink()  # so that the compiler speaks again
+            command = ["cmake", "--build", str(folder), "--target", "cuda_check"]
+            built = subprocess.run(command, capture_output=True, text=True)
+            assert built.returncode == 0, (built.stdout + built.stderr)[-3000:]
+            said.write_text(built.stdout + built.stderr)
+    return objects, said.read_text()
 
 
 def test_every_cuda_file_compiles(cuda_check):
