@@ -43,7 +43,7 @@ else:
 if not HAS_TRITON:
     MISSING["triton"] = "the package triton is not installed"
 
-PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter)
 _in_functorch = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 
@@ -101,7 +101,7 @@ def is_plain(x: Tensor) -> bool:
     Then a kernel is called without the way through the dispatcher, which costs more than it on a small tensor, and
     several times that where a large one has just gone through the caches.
     """
-    return not (is_compiling() or _in_functorch() or _modes() or type(x) not in PLAIN)
+    return not (is_compiling() or _in_functorch() or _modes() or type(x) not in _PLAIN)
 
 
 def one_by_one(op: Callable, info: object, in_dims: Sequence[int | None], *args) -> tuple:

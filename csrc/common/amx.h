@@ -23,7 +23,7 @@ struct Tiles {
   explicit Tiles(const TileShapes& shapes) { tile_state().shapes = shapes; memset(tile_state().tile, 0xff, sizeof tile_state().tile); }
   ~Tiles() { tile_state().shapes = {}; }
 };
-template <int n> void tile_zero() { memset(&tile_state().tile[n], 0, sizeof(Tile)); }
+template <int n> void tile_clear() { memset(&tile_state().tile[n], 0, sizeof(Tile)); }
 template <int n> void tile_load(const void* from, int64_t stride = 64) {
   TileState& s = tile_state();
   memset(&s.tile[n], 0, sizeof(Tile));
@@ -75,13 +75,15 @@ class Tiles {
   Tiles(const Tiles&) = delete;
   ~Tiles() { asm volatile("ldtilecfg %0" : : "m"(before_) : "memory"); }
 };
-template <int n> inline __attribute__((always_inline)) void tile_zero() { asm volatile("tilezero %%tmm%c0" : : "i"(n)); }
 template <int n> inline __attribute__((always_inline)) void tile_load(const void* from, int64_t stride = 64) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(n) : "memory");
 }
 template <int n> inline __attribute__((always_inline)) void tile_store(void* to, int64_t stride = 64) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(n) : "memory");
 }
+// By loading zeros, which is faster than tilezero where it was timed.
+alignas(64) const uint8_t kZeroTile[1024] = {};
+template <int n> inline __attribute__((always_inline)) void tile_clear() { tile_load<n>(kZeroTile); }
 template <int c, int a, int b> inline __attribute__((always_inline)) void tile_dot() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }

@@ -34,8 +34,7 @@ bool may_use_amx() {
 #endif
 }
 
-qk::Isa best() {
-  static const qk::Isa found = [] {
+qk::Isa find_best() {
 #ifdef __x86_64__
   __builtin_cpu_init();
   auto has = [](bool a, bool b, bool c, bool d) { return a && b && c && d; };
@@ -47,7 +46,10 @@ qk::Isa best() {
 #else
   return qk::kScalar;
 #endif
-  }();
+}
+
+qk::Isa best() {
+  static const qk::Isa found = find_best();
   return found;
 }
 

@@ -20,10 +20,9 @@ namespace {
 using qk::AmxLevels;
 using qk::AmxRows;
 
-constexpr int kStripes = 2;                  // at a time, and as many tiles of x: four tiles of sums
-constexpr int kTileBytes = 1024;             // of a tile of the weight
+constexpr int kStripes = 2;       // at a time, and as many tiles of x: four tiles of sums
+constexpr int kTileBytes = 1024;  // of a tile of the weight
 static_assert(kSegment == 4 * kBlock);
-alignas(64) const uint8_t kZeros[kTileBytes] = {};  // to begin sums with: tilezero takes several times as long as loading these
 
 // ---------------------------------------------------------------- x
 template <int parts, class T> void split_rows(const AmxRows& rows, int64_t begin, int64_t end, const void* x, float least, char* fits) {
@@ -120,8 +119,8 @@ template <int r, int n, int parts> QK_IN void multiply(const uint8_t* weights) {
   }
 }
 template <int n> QK_IN void clear_sums() {
-  tile_load<0>(kZeros), tile_load<1>(kZeros);
-  if constexpr (n == 2) tile_load<2>(kZeros), tile_load<3>(kZeros);
+  tile_clear<0>(), tile_clear<1>();
+  if constexpr (n == 2) tile_clear<2>(), tile_clear<3>();
 }
 template <int n> QK_IN void store_sums(float (*to)[16][16]) {
   tile_store<0>(to[0]), tile_store<1>(to[1]);

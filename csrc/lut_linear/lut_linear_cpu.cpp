@@ -11,6 +11,7 @@
 #include <vector>
 #include "../common/bits.h"
 #include "../common/export.h"
+#include "../common/scratch.h"
 #include "../common/tensors.h"
 #include "lut_linear_kernels.h"
 #include "lut_linear_tensors.h"
@@ -86,19 +87,13 @@ template <class Body> void over_stripes(const Weight& w, int64_t M, Body body) {
                               [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, all)); });
 }
 
-// At least `bytes` that start at a multiple of 64, of this thread's own; what was in them is lost.
-uint8_t* scratch(std::vector<uint8_t>& memory, int64_t bytes) {
-  if (int64_t(memory.size()) < bytes + 64) memory = std::vector<uint8_t>(bytes + 64);
-  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-}
-
 // y [n] = x w^T + bias for one row of x.
 void alone(const Weight& w, const float* x, const float* bias, qk::Output y) {
   const qk::LutAlone& kernels = qk::lut_alone_kernels();
   int64_t floats = 0, numbers = 0;
   kernels.room(w.packed, &floats, &numbers);
   static thread_local std::vector<uint8_t> memory;
-  float* to = reinterpret_cast<float*>(scratch(memory, (floats + numbers) * 4));
+  float* to = reinterpret_cast<float*>(qk::scratch(memory, (floats + numbers) * 4));
   int32_t* groups = reinterpret_cast<int32_t*>(to + floats);
   kernels.spread(w.packed, x, to, groups);
   over_stripes(w, 1, [&](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, to, groups, bias, y); });
@@ -150,14 +145,14 @@ bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
   const int64_t step = rows.held();
   for (int64_t m = 0; m < M; m += step) {
     qk::AmxRows part{nullptr, std::min(step, M - m), K, 3 - dtype};
-    part.data = reinterpret_cast<uint16_t*>(scratch(memory, part.values() * 2));
+    part.data = reinterpret_cast<uint16_t*>(qk::scratch(memory, part.values() * 2));
     std::vector<char> fits(part.M);
     torch::stable::parallel_for(0, part.M, std::max<int64_t>(1, 32768 / K), [&](int64_t begin, int64_t end) {
       amx.split(part, begin, end, at(x, m, K), dtype, levels.least(), fits.data());
     });
     over_stripes(w, part.M, [&](int64_t begin, int64_t end) {
       static thread_local std::vector<uint8_t> own;
-      amx.linear(w.packed, levels, begin, end, part, bias, {at(y, m, N), dtype}, scratch(own, qk::LutAmx::scratch(part)));
+      amx.linear(w.packed, levels, begin, end, part, bias, {at(y, m, N), dtype}, qk::scratch(own, qk::LutAmx::scratch(part)));
     });
     note(fits, m);
   }

@@ -105,17 +105,32 @@ QK_IN I nibbles(uint32_t a, uint32_t b, int n) QK_LANES(I, .v[i] = (i < 8 ? a : 
 QK_IN I bytes(uint64_t a, uint64_t b) QK_LANES(I, .v[i] = uint32_t((i < 8 ? a : b) >> (i % 8 * 8)) & 255)
 #endif
 
+// table[code], sixteen entries; only the lowest 4 bits of the code count.
+#if QK_ISA == 512
+QK_IN F lookup(F table, I code) { return _mm512_permutexvar_ps(code.v, table.v); }
+#elif QK_ISA == 2
+QK_IN F lookup(F table, I code) {
+  const auto eight = [&](__m256i c) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.v[0], c), _mm256_permutevar8x32_ps(table.v[1], c),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(c, 28)));
+  };
+  return {eight(code.v[0]), eight(code.v[1])};
+}
+#else
+QK_IN F lookup(F table, I code) QK_LANES(F, .v[i] = table.v[code.v[i] & 15])
+#endif
+
 // ---------------------------------------------------------------- levels by code; bits above the code are ignored
 template <int bits> struct Table;  // of the lowest `bits` bits
 #if QK_ISA == 512
 struct Sixteen {
-  __m512 t;
+  F t;
   template <int bits> QK_HD static Sixteen of(const float* l) {
     float all[16];
     for (int i = 0; i < 16; i++) all[i] = l[i & ((1 << bits) - 1)];
-    return {_mm512_loadu_ps(all)};
+    return {load(all)};
   }
-  QK_HD F operator()(I code) const { return _mm512_permutexvar_ps(code.v, t); }
+  QK_HD F operator()(I code) const { return lookup(t, code); }
 };
 template <int bits> struct Table : Sixteen { QK_HD explicit Table(const Packed& w) : Sixteen(of<bits>(w.levels)) {} };
 template <> struct Table<8> {  // eight pairs of registers: bits 5 to 7 of the code choose; a gather takes three times as long
@@ -141,14 +156,10 @@ template <int bits> struct Table {  // up to 8 levels in a register
   }
   QK_HD F operator()(I code) const { return {_mm256_permutevar8x32_ps(t, code.v[0]), _mm256_permutevar8x32_ps(t, code.v[1])}; }
 };
-template <> struct Table<4> {  // two registers: bit 3 of the code chooses
-  __m256 low, high;
-  QK_HD explicit Table(const Packed& w) : low(_mm256_loadu_ps(w.levels)), high(_mm256_loadu_ps(w.levels + 8)) {}
-  QK_HD __m256 eight(__m256i code) const {
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, code), _mm256_permutevar8x32_ps(high, code),
-                            _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
-  }
-  QK_HD F operator()(I code) const { return {eight(code.v[0]), eight(code.v[1])}; }
+template <> struct Table<4> {
+  F t;
+  QK_HD explicit Table(const Packed& w) : t(load(w.levels)) {}
+  QK_HD F operator()(I code) const { return lookup(t, code); }
 };
 template <> struct Table<8> {  // one by one: a gather takes longer
   const float* l;
@@ -167,21 +178,6 @@ template <int bits> struct Table {
   QK_HD explicit Table(const Packed& w) : l(w.levels) {}
   QK_HD F operator()(I code) const QK_LANES(F, .v[i] = l[code.v[i] & ((1u << bits) - 1)])
 };
-#endif
-
-// table[code], sixteen entries; only the lowest 4 bits of the code count.
-#if QK_ISA == 512
-QK_IN F lookup(F table, I code) { return _mm512_permutexvar_ps(code.v, table.v); }
-#elif QK_ISA == 2
-QK_IN F lookup(F table, I code) {
-  const auto eight = [&](__m256i c) {
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.v[0], c), _mm256_permutevar8x32_ps(table.v[1], c),
-                            _mm256_castsi256_ps(_mm256_slli_epi32(c, 28)));
-  };
-  return {eight(code.v[0]), eight(code.v[1])};
-}
-#else
-QK_IN F lookup(F table, I code) QK_LANES(F, .v[i] = table.v[code.v[i] & 15])
 #endif
 
 // Eight bits whose levels are base + step * code: without a table.

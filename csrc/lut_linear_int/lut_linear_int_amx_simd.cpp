@@ -15,7 +15,6 @@ using qk::PostKernels;
 using qk::PostWeight;
 
 struct W { __m512i v; };
-alignas(64) const uint8_t kZeros[1024] = {};  // see lut_amx_simd.cpp
 
 // Tiles 0 to 3: sums of tile i of x, even ones 2 i and odd ones 2 i + 1; 4 and 5 x, 6 and 7 weights.
 template <bool is_signed, bool has_odd> struct Stripe {
@@ -62,7 +61,7 @@ template <bool is_signed, bool has_odd> struct Stripe {
   // totals += the sums of T16 tiles [begin, end), decoded on the way the first time.
   template <int n> QK_HD void segment(const uint8_t* codes, int64_t i, int64_t begin, int64_t end, F scale) const {
     alignas(64) int32_t sums[4][16][16];
-    tile_load<0>(kZeros), tile_load<1>(kZeros), tile_load<2>(kZeros), tile_load<3>(kZeros);
+    tile_clear<0>(), tile_clear<1>(), tile_clear<2>(), tile_clear<3>();
     if (i == 0) decode(codes, begin);
     for (int64_t t = begin; t < end; t++) {
       if (i == 0 && t + 1 < end) decode(codes, t + 1);

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 #include "../common/export.h"
+#include "../common/scratch.h"
 #include "lut_linear_int_kernels.h"
 
 namespace {
@@ -136,9 +137,7 @@ Tensor lut_linear_split(Tensor x, Tensor step, Tensor codes, Tensor even, Tensor
       const std::vector<uint8_t> blocks = in_blocks(rows + m * k, count, w, 16);
       torch::stable::parallel_for(0, stripes, std::max<int64_t>(1, 8192 / (k * count)), [&](int64_t begin, int64_t end) {
         static thread_local std::vector<uint8_t> memory;
-        memory.resize(std::max<size_t>(memory.size(), qk::PostAmx::kBuffer + count * 64 + 64));
-        uint8_t* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-        tiles(w, begin, end, blocks.data(), count, steps + m, add, to + m * n, scratch);
+        tiles(w, begin, end, blocks.data(), count, steps + m, add, to + m * n, qk::scratch(memory, qk::PostAmx::kBuffer + count * 64));
       });
     }
     return y;

@@ -269,8 +269,8 @@ def _stripes(codes, scale, bits, n, k, elements) -> Iterator[tuple[slice, Tensor
 
 
 def _is_simple(x, codes, levels, scale, bias, n, k) -> bool:
-    """Whether the CPU's kernel can be called as it is, in a few checks: for one row of x, with a weight that has just
-    gone through the caches, what Python does on the way costs a tenth of the kernel's own time."""
+    """Whether the CPU's kernel can be called as it is, in a few checks: for one row of x, after a weight has gone
+    through the caches, what Python does on the way takes its time too."""
     return (
         _HAS_CPU
         and backends.is_plain(x)
@@ -338,8 +338,8 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     near the ends of float32 may overflow or lose digits where the weights themselves do not. On a CPU the order of the
     sums depends on the number of rows only in steps: one row, more, and 512 or more, which meet W in float32, a part of
     it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels that are no bfloat16 values and x
-    in 16 bits: up to 8, and more). On these, what is below 1e-30 may count as 0 beside larger values of its row. Under
-    autocast x is cast as for ``F.linear``.
+    in 16 bits: up to 8, and more). On these, products below 1e-27 may lose digits, or count as 0, beside larger ones.
+    Under autocast x is cast as for ``F.linear``.
 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
         dlevels[c] = sum of dW[n, k] * scale[n, k // group_size] where code[n, k] is c
