@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import qkernels as qk
 from qkernels import backends
-from qkernels.ops.lut_linear import op
+from qkernels.ops.lut_linear import conv, op
 from qkernels.pack import PLANES, LutWeight
 from qkernels.testing.others import assert_twice_as_good
 from qkernels.testing.others import packed_weight as make
@@ -387,7 +387,7 @@ def test_a_1x1_convolution_of_few_pixels_is_the_packed_matmul(options, monkeypat
     x = randint(2, 256, 4, 8).requires_grad_()
     want = F.conv2d(x, w.dequantize(), bias)
     grad = torch.autograd.grad(want.sum(), x)[0]
-    monkeypatch.setattr(op, "_weight", None)  # no float weight is made for it
+    monkeypatch.setattr(op, "weight", None)  # no float weight is made for it
     y = qk.lut_conv2d(x, w, bias, **options)
     assert torch.equal(y, want) and y.is_contiguous()
     assert torch.equal(qk.lut_conv2d(x[0], w, bias, **options), want[0])
@@ -401,7 +401,7 @@ def test_other_1x1_convolutions_are_not(pixels, options):
     w = make(256, 512 // options.get("groups", 1), 1, 1, P=256, integers=True)
     x = randint(1, 512, *pixels)
     keys = ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)
-    assert not op._is_matmul(x, w.shape, *(options.get(*key) for key in keys))
+    assert not conv._is_matmul(x, w.shape, *(options.get(*key) for key in keys))
     assert torch.equal(qk.lut_conv2d(x, w, **options), F.conv2d(x, w.dequantize(), **options))
 
 

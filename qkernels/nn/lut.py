@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..methods import describe
-from ..ops.lut_linear import op
+from ..ops.lut_linear import conv, op
 from ..pack import PLANES, LutWeight
 from .linear import QuantConv2d, QuantLinear, take_over
 
@@ -144,7 +144,7 @@ class LutConv2d(_Lut):
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        return op.conv2d(
+        return conv.conv2d(
             x, self.codes, self.levels, self.scale, self.bias, self.stride, padding, self.dilation, self.groups,
             bits=self.bits, group_size=self.group_size, shape=self.weight_shape,
         )  # fmt: skip

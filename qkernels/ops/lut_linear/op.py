@@ -48,8 +48,6 @@ _dequantize_bwd = backends.define(
 
 _CHUNK = 1 << 22  # elements of a float32 weight that exist at a time: 16 MiB
 _MANY_ROWS = 512  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
-_FEW_PIXELS = 64  # of an image, up to where a 1x1 convolution with a large weight is faster as a packed matmul, and
-_LARGE = 1 << 16  # the elements that make it large
 
 
 @backends.kernel("lut_dequantize", "reference")
@@ -311,12 +309,12 @@ def linear(
     """``lut_linear`` on the fields of a LutWeight of n rows and k columns: what a module that holds them calls."""
     if backend is None and _is_simple(x, codes, levels, scale, bias, n, k):
         return _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
-    _check_x("lut_linear", x)
+    check_x("lut_linear", x)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear: x must have shape [..., K={k}], got {list(x.shape)}")
     if x.device != codes.device:
         raise ValueError(f"lut_linear: x and the weight must be on one device, got {x.device} and {codes.device}")
-    _check_bias("lut_linear", bias, n, codes.device)
+    check_bias("lut_linear", bias, n, codes.device)
     device = x.device.type
     if x.dtype in backends.FLOATS and torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))  # as F.linear does
@@ -369,7 +367,7 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
         ValueError: x's last dimension is not K, bias not [N], two devices.
         NotImplementedError: the requested backend cannot run this call.
     """
-    n, k = matrix_shape(_check_weight("lut_linear", w).shape)
+    n, k = matrix_shape(check_weight("lut_linear", w).shape)
     return linear(x, w.codes, w.levels, w.scale, bias, bits=w.bits, group_size=w.group_size, n=n, k=k, backend=backend)
 
 
@@ -382,119 +380,34 @@ def lut_dequantize(w: LutWeight, dtype: torch.dtype = torch.float32, *, backend:
         TypeError: w is not a LutWeight, dtype not a float type.
         NotImplementedError: the requested backend cannot run this call.
     """
-    n, k = matrix_shape(_check_weight("lut_dequantize", w).shape)
+    n, k = matrix_shape(check_weight("lut_dequantize", w).shape)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"lut_dequantize: dtype must be a float type such as torch.float32, got {dtype!r}")
-    return _weight(w.codes, w.levels, w.scale, w.bits, w.group_size, w.shape, n, k, dtype, backend)
+    return weight(w.codes, w.levels, w.scale, w.bits, w.group_size, w.shape, n, k, dtype, backend)
 
 
-def lut_conv2d(
-    x: Tensor,
-    w: LutWeight,
-    bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | str = 0,
-    dilation: int | tuple[int, int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """``F.conv2d`` with a packed weight, which becomes floats of x's dtype for the call (kept if x needs a gradient).
-
-    It gives the bits that ``F.conv2d`` gives with the dequantized weight; but on a CPU a large 1x1 kernel on few pixels
-    is ``lut_linear``, the weight packed and exact. Gradients reach x, bias, w.levels and w.scale.
-
-    Args:
-        x: [B, C, H, W] or [C, H, W], float.
-        w: a packed weight [N, C / groups, kh, kw].
-        bias: [N], float, or None.
-        stride, padding, dilation, groups: as in ``F.conv2d``.
-
-    Raises:
-        TypeError: x or bias not a float tensor, w not a LutWeight.
-        ValueError: x or w of another shape, bias not [N], two devices.
-    """
-    if len(_check_weight("lut_conv2d", w).shape) != 4:
-        raise ValueError(f"lut_conv2d: the weight must have shape [N, C / groups, kh, kw], got {list(w.shape)}")
-    return conv2d(
-        x, w.codes, w.levels, w.scale, bias, stride, padding, dilation, groups,
-        bits=w.bits, group_size=w.group_size, shape=w.shape,
-    )  # fmt: skip
-
-
-def conv2d(
-    x: Tensor,
-    codes: Tensor,
-    levels: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    stride: int | tuple[int, ...],
-    padding: int | tuple[int, ...] | str,
-    dilation: int | tuple[int, ...],
-    groups: int,
-    *,
-    bits: int,
-    group_size: int,
-    shape: tuple[int, ...],
-) -> Tensor:
-    """``lut_conv2d`` on the fields of a LutWeight of ``shape``: what a module that holds them calls."""
-    _check_x("lut_conv2d", x)
-    channels = shape[1] * groups
-    if x.dim() not in (3, 4) or x.shape[-3] != channels:
-        raise ValueError(f"lut_conv2d: x must have shape [B, C={channels}, H, W] or [C, H, W], got {list(x.shape)}")
-    if x.device != codes.device:
-        raise ValueError(f"lut_conv2d: x and the weight must be on one device, got {x.device} and {codes.device}")
-    _check_bias("lut_conv2d", bias, shape[0], codes.device)
-    n, k = matrix_shape(shape)
-    if _is_matmul(x, shape, stride, padding, dilation, groups):
-        y = linear(x.movedim(-3, -1), codes, levels, scale, bias, bits=bits, group_size=group_size, n=n, k=k)
-        y = y.movedim(-1, -3)  # channels_last, where x may be too
-        last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        return y if last else y.contiguous()
-    weight = _weight(codes, levels, scale, bits, group_size, shape, n, k, x.dtype, None)
-    return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
-
-
-def _is_matmul(x, shape, stride, padding, dilation, groups) -> bool:
-    """Whether a packed matmul does this convolution, and faster; a compiled graph serves images of any size.
-
-    What F.conv2d refuses is left to it.
-    """
-
-    def pair(v) -> tuple:
-        return (v, v) if type(v) is int else tuple(v) if isinstance(v, tuple | list) else ()
-
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or groups != 1 or tuple(shape[2:]) != (1, 1):
-        return False
-    if pair(stride) != (1, 1):
-        return False
-    if padding not in ("valid", "same") and pair(padding) != (0, 0):
-        return False
-    if len(pair(dilation)) != 2 or min(pair(dilation)) < 1:
-        return False
-    few = x.numel() <= _FEW_PIXELS * shape[1] and math.prod(shape) >= _LARGE
-    return few and backends.resolve("lut_linear", x, None) == "cpu"
-
-
-def _weight(codes, levels, scale, bits, group_size, shape, n, k, dtype, backend) -> Tensor:
+def weight(codes, levels, scale, bits, group_size, shape, n, k, dtype, backend) -> Tensor:
+    """The weight of ``shape`` as a plain tensor; gradients reach levels and scale."""
     if backend is not None:
         backend = backends.resolve("lut_dequantize", levels, backend)
     args = (codes, levels, scale, bits, group_size, n, k, backend or "auto")
     return call(_LutDequantize, _dequantize, *args).reshape(shape).to(dtype)
 
 
-def _check_weight(name: str, w: LutWeight) -> LutWeight:
+def check_weight(name: str, w: LutWeight) -> LutWeight:
     if not isinstance(w, LutWeight):
         raise TypeError(f"{name}: w must be a LutWeight, got {type(w).__name__}")
     return w
 
 
-def _check_x(name: str, x: Tensor) -> None:
+def check_x(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: x must be a Tensor, got {type(x).__name__}")
     if x.dtype not in (*backends.FLOATS, torch.float64):
         raise TypeError(f"{name}: x must be a float32, float16, bfloat16 or float64 tensor, got {x.dtype}")
 
 
-def _check_bias(name: str, bias: Tensor | None, n: int, device: torch.device) -> None:
+def check_bias(name: str, bias: Tensor | None, n: int, device: torch.device) -> None:
     if bias is None:
         return
     if not isinstance(bias, Tensor) or not bias.is_floating_point():
