@@ -52,16 +52,14 @@ template <int c, int a, int b> void tile_dot() {
       memcpy(&s.tile[c].word[m][n], &sum, 4);
     }
 }
-// c += a b: bytes of a, signed or not, times signed ones, four to a sum.
-template <int c, int a, int b, bool is_signed> void tile_dot_bytes() {
+// c += a b: bytes, signed or not, four products to a sum.
+template <int c, int a, int b, bool a_signed, bool b_signed> void tile_dot_bytes() {
   TileState& s = tile_state();
-  const auto byte = [](uint32_t word, int j) { return uint8_t(word >> 8 * j); };
+  const auto byte = [](uint32_t word, int j, bool is_signed) { return is_signed ? int(int8_t(word >> 8 * j)) : int(uint8_t(word >> 8 * j)); };
   for (int m = 0; m < s.shapes.rows[a]; m++)
     for (int n = 0; n < 16; n++)
-      for (int k = 0; k < 64; k++) {
-        const uint8_t left = byte(s.tile[a].word[m][k / 4], k % 4);
-        s.tile[c].word[m][n] += uint32_t((is_signed ? int(int8_t(left)) : int(left)) * int8_t(byte(s.tile[b].word[k / 4][n], k % 4)));
-      }
+      for (int k = 0; k < 64; k++)
+        s.tile[c].word[m][n] += uint32_t(byte(s.tile[a].word[m][k / 4], k % 4, a_signed) * byte(s.tile[b].word[k / 4][n], k % 4, b_signed));
 }
 #else
 // The shapes that were in force before come back at the end: another library on this thread may count on its own.
@@ -87,9 +85,11 @@ template <int n> inline __attribute__((always_inline)) void tile_clear() { tile_
 template <int c, int a, int b> inline __attribute__((always_inline)) void tile_dot() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
-template <int c, int a, int b, bool is_signed> inline __attribute__((always_inline)) void tile_dot_bytes() {
-  if constexpr (is_signed) asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
-  else asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+template <int c, int a, int b, bool a_signed, bool b_signed> inline __attribute__((always_inline)) void tile_dot_bytes() {
+  static_assert(a_signed || b_signed);
+  if constexpr (!a_signed) asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+  else if constexpr (b_signed) asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+  else asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
 }
 #endif
 

@@ -60,6 +60,7 @@ struct AmxRows {
   int64_t blocks = (K + 31) / 32, most = 16 / parts, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
   QK_HD int64_t height() const { return each * parts; }  // of a tile
   QK_HD uint16_t* block(int64_t tile, int64_t b) const { return data + (tile * blocks + b) * height() * 32; }
+  QK_HD const uint8_t* bytes_of(int64_t tile, int64_t b) const { return reinterpret_cast<const uint8_t*>(block(tile, b)); }
   QK_HD uint16_t* row(int64_t m) const { return block(m / each, 0) + m % each * parts * 32; }  // in the first block
   QK_HD int64_t values() const { return tiles * blocks * height() * 32; }
   // Rows of x to take at a time: what an L2 cache holds, for they are walked over again for every few stripes.

@@ -124,50 +124,93 @@ void by_rows(const Weight& w, const float* x, int64_t M, const float* bias, floa
   });
 }
 
+// Rows of x and y, and those of them that are left for other kernels.
+struct Rows {
+  const Tensor& x;
+  Tensor& y;
+  const int64_t M = x.size(0), bytes = x.element_size();
+  const int dtype = qk::dtype_index(x);
+  std::vector<int64_t> left = {};
+  static uint8_t* at(const Tensor& t, int64_t m) { return static_cast<uint8_t*>(t.data_ptr()) + m * t.size(1) * t.element_size(); }
+  qk::Output to(int64_t m) const { return {at(y, m), dtype}; }
+  void note(const std::vector<char>& fits, int64_t first) {
+    for (size_t i = 0; i < fits.size(); i++)
+      if (!fits[i]) left.push_back(first + int64_t(i));
+  }
+  void finish(const Weight& w, const float* bias) {
+    if (left.empty()) return;
+    const int64_t K = w.packed.K, N = w.packed.N;
+    const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
+    std::vector<float> from(left.size() * K), out(left.size() * N);
+    for (size_t i = 0; i < left.size(); i++) std::copy_n(static_cast<const float*>(wide.data_ptr()) + left[i] * K, K, &from[i * K]);
+    by_rows(w, from.data(), int64_t(left.size()), bias, out.data());
+    const auto write = [&](auto* to) {
+      for (size_t i = 0; i < left.size(); i++)
+        for (int64_t n = 0; n < N; n++) qk::from_float(out[i * N + n], to + left[i] * N + n);
+    };
+    if (dtype == 0) write(static_cast<float*>(y.data_ptr()));
+    else if (dtype == 1) write(static_cast<qk::half*>(y.data_ptr()));
+    else write(static_cast<qk::bfloat*>(y.data_ptr()));
+  }
+};
+
 constexpr int64_t kFewRows = 8;  // for which levels of several parts cost more to decode than tiles save; for float32 always
 
 // As lut_linear, by the matrix tiles of the processor; false where that takes longer, or where a level is not for them.
-bool by_tiles(const Weight& w, const Tensor& x, const float* bias, Tensor& y) {
+bool by_tiles(const Weight& w, const float* bias, Rows rows) {
   const qk::LutAmx& amx = qk::lut_amx_kernels();
-  const int dtype = qk::dtype_index(x);
-  if (x.size(0) == 1 || !amx.linear) return false;  // null if another thread has just chosen another instruction set
+  if (rows.M == 1 || !amx.linear) return false;  // null if another thread has just chosen another instruction set
   const qk::AmxLevels levels(w.levels.data(), w.count);
-  if (!levels.fit || (levels.parts > 1 && (dtype == 0 || x.size(0) <= kFewRows))) return false;
-  const int64_t M = x.size(0), bytes = x.element_size(), K = w.packed.K, N = w.packed.N;
-  const auto at = [&](const Tensor& t, int64_t m, int64_t width) { return static_cast<uint8_t*>(t.data_ptr()) + m * width * bytes; };
+  if (!levels.fit || (levels.parts > 1 && (rows.dtype == 0 || rows.M <= kFewRows))) return false;
   static thread_local std::vector<uint8_t> memory;
-  std::vector<int64_t> others;
-  const auto note = [&](const std::vector<char>& fits, int64_t first) {
-    for (size_t i = 0; i < fits.size(); i++)
-      if (!fits[i]) others.push_back(first + int64_t(i));
-  };
-  qk::AmxRows rows{nullptr, M, K, 3 - dtype};
-  const int64_t step = rows.held();
-  for (int64_t m = 0; m < M; m += step) {
-    qk::AmxRows part{nullptr, std::min(step, M - m), K, 3 - dtype};
-    part.data = reinterpret_cast<uint16_t*>(qk::scratch(memory, part.values() * 2));
-    std::vector<char> fits(part.M);
-    torch::stable::parallel_for(0, part.M, std::max<int64_t>(1, 32768 / K), [&](int64_t begin, int64_t end) {
-      amx.split(part, begin, end, at(x, m, K), dtype, levels.least(), fits.data());
+  const int64_t K = w.packed.K, step = qk::AmxRows{nullptr, rows.M, K, 3 - rows.dtype}.held();
+  for (int64_t m = 0; m < rows.M; m += step) {
+    qk::AmxRows x{nullptr, std::min(step, rows.M - m), K, 3 - rows.dtype};
+    x.data = reinterpret_cast<uint16_t*>(qk::scratch(memory, x.values() * 2));
+    std::vector<char> fits(x.M);
+    torch::stable::parallel_for(0, x.M, std::max<int64_t>(1, 32768 / K), [&](int64_t begin, int64_t end) {
+      amx.split(x, begin, end, rows.at(rows.x, m), rows.dtype, levels.least(), fits.data());
     });
-    over_stripes(w, part.M, [&](int64_t begin, int64_t end) {
+    over_stripes(w, x.M, [&](int64_t begin, int64_t end) {
       static thread_local std::vector<uint8_t> own;
-      amx.linear(w.packed, levels, begin, end, part, bias, {at(y, m, N), dtype}, qk::scratch(own, qk::LutAmx::scratch(part)));
+      amx.linear(w.packed, levels, begin, end, x, bias, rows.to(m), qk::scratch(own, qk::LutAmx::scratch(x)));
     });
-    note(fits, m);
+    rows.note(fits, m);
   }
-  if (others.empty()) return true;
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
-  std::vector<float> from(others.size() * K), to(others.size() * N);
-  for (size_t i = 0; i < others.size(); i++) std::copy_n(static_cast<const float*>(wide.data_ptr()) + others[i] * K, K, &from[i * K]);
-  by_rows(w, from.data(), int64_t(others.size()), bias, to.data());
-  const auto write = [&](auto* out) {
-    for (size_t i = 0; i < others.size(); i++)
-      for (int64_t n = 0; n < N; n++) qk::from_float(to[i * N + n], out + others[i] * N + n);
-  };
-  if (dtype == 0) write(static_cast<float*>(y.data_ptr()));
-  else if (dtype == 1) write(static_cast<qk::half*>(y.data_ptr()));
-  else write(static_cast<qk::bfloat*>(y.data_ptr()));
+  rows.finish(w, bias);
+  return true;
+}
+
+// Rows of x up to which integers are faster than the other kernels: of 16 bits, than tiles of bfloat16.
+int64_t integer_rows(const Weight& w, int dtype, bool tiles) {
+  return !tiles ? 1 : dtype == 0 ? INT64_MAX : w.packed.bits == 8 ? 8 : 4;
+}
+
+// As lut_linear in integers; false where that takes longer, or where levels or, of one, the row are not for them.
+bool by_integers(const Weight& w, const float* bias, Rows rows) {
+  const auto tiles = qk::isa() == qk::kAmx ? qk::lut_integers_amx_kernels().linear : nullptr;
+  if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits <= 2)) return false;
+  const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
+  if (!levels.fit || (!levels.affine && !tiles)) return false;
+  const qk::LutIntegers& kernels = qk::lut_integers();
+  static thread_local std::vector<uint8_t> memory;
+  const auto part = [&](int64_t M) { return qk::IntegerRows{nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits}; };
+  for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {
+    qk::IntegerRows x = part(std::min(step, rows.M - m));
+    x.place(qk::scratch(memory, x.room()));
+    std::vector<char> fits(x.M);
+    torch::stable::parallel_for(0, x.M, std::max<int64_t>(1, 32768 / x.K), [&](int64_t begin, int64_t end) {
+      kernels.split(x, levels, begin, end, rows.at(rows.x, m), rows.dtype, fits.data());
+    });
+    if (rows.M == 1 && !fits[0]) return false;
+    over_stripes(w, x.M, [&](int64_t begin, int64_t end) {
+      if (!tiles) return kernels.alone(w.packed, levels, begin, end, x, bias, rows.to(m));
+      static thread_local std::vector<uint8_t> own;
+      tiles(w.packed, levels, begin, end, x, bias, rows.to(m), qk::scratch(own, qk::LutIntegersAmx::scratch(x)));
+    });
+    rows.note(fits, m);
+  }
+  rows.finish(w, bias);
   return true;
 }
 
@@ -182,14 +225,14 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   if (bias.has_value()) wide_bias = qk::float_tensor(*bias);
   const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
   if (!x.is_contiguous()) x = torch::stable::contiguous(x);
-  if (M == 1 && w.is_finite()) {  // else what pads its wider tiles would be NaN
-    const Tensor y = torch::stable::new_empty(x, {M, n});
-    alone(w, x, b, {y.data_ptr(), qk::dtype_index(x)});
-    return y;
-  }
-  if (qk::isa() == qk::kAmx) {
+  if (M == 1 || qk::isa() == qk::kAmx) {
     Tensor y = torch::stable::new_empty(x, {M, n});
-    if (by_tiles(w, x, b, y)) return y;
+    if (by_integers(w, b, {x, y})) return y;
+    if (M == 1 && w.is_finite()) {  // else what pads its wider tiles would be NaN
+      alone(w, x, b, {y.data_ptr(), qk::dtype_index(x)});
+      return y;
+    }
+    if (qk::isa() == qk::kAmx && by_tiles(w, b, {x, y})) return y;
   }
   Tensor y = torch::stable::new_empty(levels, {M, n});
   float* to = static_cast<float*>(y.data_ptr());

@@ -19,7 +19,10 @@ struct I { __m512i v; };
 QK_IN I right(I a, int n) { return {_mm512_srli_epi32(a.v, n)}; }
 QK_IN I left(I a, int n) { return {_mm512_slli_epi32(a.v, n)}; }
 QK_IN I choose(uint32_t mask, I a, I b) { return {_mm512_ternarylogic_epi32(_mm512_set1_epi32(int(mask)), a.v, b.v, 0xca)}; }
-QK_IN I low_byte(I a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(255))}; }
+QK_IN I masked(I a, uint32_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(int(mask)))}; }
+QK_IN I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+QK_IN I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+QK_IN I all(int32_t n) { return {_mm512_set1_epi32(n)}; }
 QK_IN F to_float(I a) { return _mm512_cvtepi32_ps(a.v); }
 QK_IN I load_words(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 QK_IN I repeat(I a, int word) { return {word ? _mm512_shuffle_epi32(a.v, _MM_PERM_DDBB) : _mm512_shuffle_epi32(a.v, _MM_PERM_CCAA)}; }
@@ -39,10 +42,13 @@ QK_IN I choose(uint32_t mask, I a, I b) {
   return {{_mm256_or_si256(_mm256_and_si256(m, a.v[0]), _mm256_andnot_si256(m, b.v[0])),
            _mm256_or_si256(_mm256_and_si256(m, a.v[1]), _mm256_andnot_si256(m, b.v[1]))}};
 }
-QK_IN I low_byte(I a) {
-  const __m256i m = _mm256_set1_epi32(255);
+QK_IN I masked(I a, uint32_t mask) {
+  const __m256i m = _mm256_set1_epi32(int(mask));
   return {{_mm256_and_si256(a.v[0], m), _mm256_and_si256(a.v[1], m)}};
 }
+QK_IN I operator+(I a, I b) { return {{_mm256_add_epi32(a.v[0], b.v[0]), _mm256_add_epi32(a.v[1], b.v[1])}}; }
+QK_IN I operator*(I a, I b) { return {{_mm256_mullo_epi32(a.v[0], b.v[0]), _mm256_mullo_epi32(a.v[1], b.v[1])}}; }
+QK_IN I all(int32_t n) { return {{_mm256_set1_epi32(n), _mm256_set1_epi32(n)}}; }
 QK_IN F to_float(I a) { return {_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}; }
 QK_IN I load_words(const uint8_t* p) {
   const __m256i* from = reinterpret_cast<const __m256i*>(p);
@@ -71,8 +77,11 @@ struct I { uint32_t v[kLanes]; };
 QK_IN I right(I a, int n) QK_LANES(I, .v[i] = a.v[i] >> n)
 QK_IN I left(I a, int n) QK_LANES(I, .v[i] = a.v[i] << n)
 QK_IN I choose(uint32_t mask, I a, I b) QK_LANES(I, .v[i] = (a.v[i] & mask) | (b.v[i] & ~mask))
-QK_IN I low_byte(I a) QK_LANES(I, .v[i] = a.v[i] & 255)
-QK_IN F to_float(I a) QK_LANES(F, .v[i] = float(a.v[i]))
+QK_IN I masked(I a, uint32_t mask) QK_LANES(I, .v[i] = a.v[i] & mask)
+QK_IN I operator+(I a, I b) QK_LANES(I, .v[i] = a.v[i] + b.v[i])
+QK_IN I operator*(I a, I b) QK_LANES(I, .v[i] = a.v[i] * b.v[i])
+QK_IN I all(int32_t n) QK_LANES(I, .v[i] = uint32_t(n))
+QK_IN F to_float(I a) QK_LANES(F, .v[i] = float(int32_t(a.v[i])))
 QK_IN I load_words(const uint8_t* p)
     QK_LANES(I, .v[i] = uint32_t(p[4 * i]) | uint32_t(p[4 * i + 1]) << 8 | uint32_t(p[4 * i + 2]) << 16 | uint32_t(p[4 * i + 3]) << 24)
 QK_IN I repeat(I a, int word) QK_LANES(I, .v[i] = a.v[i / 2 * 2 + word])
@@ -80,7 +89,7 @@ QK_IN uint32_t left_by(uint32_t a, int n) { return n < 0 ? a >> -n : a << n; }
 QK_IN I left_by(I a, int even, int odd) QK_LANES(I, .v[i] = left_by(a.v[i], i % 2 ? odd : even))
 QK_IN F of_row(F scale, F other, int g) QK_LANES(F, .v[i] = (i % 2 ? other : scale).v[g + i / 2 % 2 * 8])
 #endif
-// What these are: sixteen words from memory; of each two words the first or second one, twice; words at even and odd places shifted
+// What these are, beside the plain ones: sixteen words from memory; of each two words the first or second one, twice; words at even and odd places shifted
 // left, or right by what is negative (what is shifted out may come in again); and for a line (see Lines) of rows g and g + 8, the
 // scale of each element's row, from `scale` for the first words and `other` for the second ones.
 
@@ -184,7 +193,7 @@ template <int bits> struct Table {
 struct Uniform {
   F base, step;
   QK_HD explicit Uniform(const Packed& w) : base(w.base), step(w.step) {}
-  QK_HD F operator()(I code) const { return fused(to_float(low_byte(code)), step, base); }
+  QK_HD F operator()(I code) const { return fused(to_float(masked(code, 255)), step, base); }
 };
 
 // How the codes of a weight become levels.

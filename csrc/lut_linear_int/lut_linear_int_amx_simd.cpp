@@ -50,12 +50,12 @@ template <bool is_signed, bool has_odd> struct Stripe {
     tile_load<4>(from, row);
     if constexpr (n == 2) tile_load<5>(from + each * row, row);
     tile_load<6>(weights);
-    tile_dot_bytes<0, 4, 6, is_signed>();
-    if constexpr (n == 2) tile_dot_bytes<2, 5, 6, is_signed>();
+    tile_dot_bytes<0, 4, 6, is_signed, true>();
+    if constexpr (n == 2) tile_dot_bytes<2, 5, 6, is_signed, true>();
     if constexpr (has_odd) {
       tile_load<7>(weights + 1024);
-      tile_dot_bytes<1, 4, 7, is_signed>();
-      if constexpr (n == 2) tile_dot_bytes<3, 5, 7, is_signed>();
+      tile_dot_bytes<1, 4, 7, is_signed, true>();
+      if constexpr (n == 2) tile_dot_bytes<3, 5, 7, is_signed, true>();
     }
   }
   // totals += the sums of T16 tiles [begin, end), decoded on the way the first time.

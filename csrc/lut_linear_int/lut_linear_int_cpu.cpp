@@ -20,19 +20,10 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-bool has_vnni() {
-#ifdef __x86_64__
-  __builtin_cpu_init();
-  return qk::isa() >= qk::kAvx512 && __builtin_cpu_supports("avx512vnni") && qk::lut_linear_int_vnni_kernels().linear;
-#else
-  return false;
-#endif
-}
+bool has_vnni() { return qk::has_vnni() && qk::lut_linear_int_vnni_kernels().linear; }
 
 const qk::PostKernels& kernels(bool vnni) {
-#ifdef __x86_64__
   if (vnni && has_vnni()) return qk::lut_linear_int_vnni_kernels();
-#endif
   return qk::lut_linear_int_kernels();
 }
 

@@ -1,0 +1,100 @@
+// A product in integers: levels that are small multiples of one unit, as those of LSQ, CPQ, DAQ and POST are, times values of x
+// that are multiples of a power of two. Sums of a segment are exact, whatever their order; only their conversion to float32 rounds.
+#pragma once
+#include "lut_linear.h"
+
+namespace qk {
+
+// Where the segment that holds `column` ends: with its group, or with 128 columns.
+QK_HD int64_t segment_end(int64_t column, int64_t group, int64_t K) {
+  const int64_t full = (column / 128 + 1) * 128, own = (column / group + 1) * group, first = full < own ? full : own;
+  return first < K ? first : K;
+}
+
+// Levels as integers times a unit, exactly.
+struct IntegerLevels {
+  bool fit = false;     // for these kernels: none is above 255 such units, or, of another form than `affine`, up to 4 bits, 127
+  bool affine = false;  // it is base + factor * code, and the codes themselves are multiplied
+  int32_t base = 0, factor = 1;
+  int8_t table[16] = {};  // else by code
+  float unit = 1;
+
+  IntegerLevels(const float* levels, int count, int bits) {
+    int64_t n[256] = {}, all = 0, most = 0;
+    int least = 1000;  // the exponent of the lowest bit of all
+    for (int c = 0; c < count; c++) {
+      if (!(levels[c] - levels[c] == 0)) return;  // not finite
+      if (levels[c] != 0 && lowest(levels[c]) < least) least = lowest(levels[c]);
+    }
+    if (least == 1000) least = 0;
+    for (int c = 0; c < count; c++) {
+      const double v = __builtin_ldexp(double(levels[c]), -least);
+      if (!(v < 0x1p53 && v > -0x1p53)) return;
+      n[c] = int64_t(v);
+      for (int64_t a = n[c] < 0 ? -n[c] : n[c]; a;) { const int64_t rest = all % a; all = a, a = rest; }  // the greatest common divisor
+    }
+    if (all == 0) all = 1;
+    unit = float(__builtin_ldexp(double(all), least));
+    if (!(double(unit) == __builtin_ldexp(double(all), least))) return;
+    affine = true;
+    for (int c = 0; c < count; c++) {
+      n[c] /= all;
+      const int64_t size = n[c] < 0 ? -n[c] : n[c];
+      if (size > most) most = size;
+      affine = affine && n[c] == n[0] + c * (count > 1 ? n[1] - n[0] : 0);
+    }
+    affine = affine && most <= 255;
+    fit = affine || (bits <= 4 && most < 128);
+    if (affine) base = int32_t(n[0]), factor = count > 1 ? int32_t(n[1] - n[0]) : 0;
+    else if (fit) for (int c = 0; c < 16; c++) table[c] = int8_t(n[c & ((1 << bits) - 1)]);  // bits above the code are ignored
+  }
+  static int lowest(float v) {
+    const uint32_t u = bits_of(v), exponent = u >> 23 & 255, mantissa = (u & 0x7fffff) | (exponent ? 0x800000 : 0);
+    return __builtin_ctz(mantissa) + int(exponent ? exponent : 1) - 150;
+  }
+};
+
+// x as integers times a step, a power of two, of each row's segment: of four digits in base 256, -128 to 127, the lowest first. What is
+// less than half of 2**-29 of the power of two at or below the largest value of its segment is lost, and no more.
+struct IntegerRows {
+  static constexpr int kDigits = 4;
+  struct Segment {
+    float step;         // times the unit of the levels
+    int32_t high, low;  // the integers' upper and lower halves, summed, times the base of the levels
+  };
+  uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
+  Segment* segments;  // [tiles][cuts][each]
+  int64_t M, K, group;
+  int bits;
+  int depth = group % 64 == 0 || group == K ? 2 : 1;  // sub-blocks of 32 columns in a unit
+  int64_t most = 16 / kDigits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
+  int64_t units = (K + 32 * depth - 1) / (32 * depth), cuts = (K + 127) / 128 + K / group;  // or fewer
+  QK_HD int64_t height() const { return each * kDigits; }  // of a tile
+  QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
+  QK_HD uint8_t* bytes_of(int64_t tile, int64_t b) const {  // sub-block b of the first row, digit 0
+    return data + (tile * units + (b >> (depth - 1))) * height() * stride() + (b & (depth - 1)) * 32;
+  }
+  QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
+  QK_HD int64_t bytes() const { return tiles * units * height() * stride(); }
+  QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)); }
+  QK_HD void place(uint8_t* memory) { data = memory, segments = reinterpret_cast<Segment*>(memory + bytes()); }
+  QK_HD int64_t held() const { const int64_t n = (5 << 18) / (units * stride() * 16); return (n < 1 ? 1 : n) * most; }  // as AmxRows has it
+};
+
+struct LutIntegers {
+  // Rows [begin, end) of x [M, K], of a dtype as Output has it; fits[m]: whether row m is for these kernels: finite, and no
+  // segment so small or large that its step or its sums leave the range of float32. Else it is zeros.
+  void (*split)(const IntegerRows&, const IntegerLevels&, int64_t begin, int64_t end, const void* x, int dtype, char* fits);
+  // One row of x, affine levels of 3 bits or more: columns of stripes [begin, end) of y = x w^T + bias.
+  void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
+};
+
+// Any rows, any levels. Null without the instructions.
+struct LutIntegersAmx {
+  static constexpr int64_t kBuffer = 2 * 8 * 2 * 512;  // bytes: see Decoder
+  void (*linear)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y,
+                 uint8_t* scratch);
+  static int64_t scratch(const IntegerRows& x) { return kBuffer + x.tiles * x.each * 2 * 64; }
+};
+
+}  // namespace qk

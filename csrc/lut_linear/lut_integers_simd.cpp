@@ -1,0 +1,252 @@
+// x as digits, and one row of it times a weight in integers: see lut_integers.h.
+//
+// The order of every sum, on every instruction set: none within a segment, which is exact; its halves become float32 and are added
+// with one rounding; that times its step, rounded, times the scale is added to the total with one rounding; then the bias.
+#include "../common/simd.h"
+#if QK_ISA == 512
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512vnni"))), apply_to = function)
+#else
+#pragma GCC target("avx512vnni")
+#endif
+#endif
+#include "lut_quads.h"
+
+namespace {
+
+using qk::IntegerLevels;
+using qk::IntegerRows;
+
+constexpr int kDigits = IntegerRows::kDigits;
+
+// ---------------------------------------------------------------- x
+// Without AVX-512 the digits are two halves, 16 bits: a sub-block of one row is 128 bytes, of pairs of columns, as codes of them lie
+// 16 bits apart in a word, in the order of the loops below; the upper halves of a pair, then the lower ones.
+struct Halves16 {
+  template <bool of_bytes> static int16_t* at(uint8_t* block, int column) {
+    const int t = column / 8, i = column % 8, pair = of_bytes ? i / 4 * 2 + i % 2 : i % 4, second = of_bytes ? i / 2 % 2 : i / 4;
+    return reinterpret_cast<int16_t*>(block) + (t * 4 + pair) * 4 + second;
+  }
+};
+
+// Columns 0 to 31 of a sub-block, times a power of two, as digits; sums += their halves.
+#if QK_ISA == 512
+struct Sum {
+  __m512i high, low;
+  QK_HD Sum() : high(_mm512_setzero_si512()), low(_mm512_setzero_si512()) {}
+  QK_HD void add(__m512i n) {
+    const __m512i h = _mm512_srai_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(0x8080)), 16);
+    high = _mm512_add_epi32(high, h), low = _mm512_add_epi32(low, _mm512_sub_epi32(n, _mm512_slli_epi32(h, 16)));
+  }
+  uint32_t highs() const { return uint32_t(_mm512_reduce_add_epi32(high)); }
+  uint32_t lows() const { return uint32_t(_mm512_reduce_add_epi32(low)); }
+};
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t stride, Sum& sum) {
+  const __m512i n = _mm512_cvtps_epi32((a * by).v), m = _mm512_cvtps_epi32((b * by).v), offset = _mm512_set1_epi32(0x808080);
+  sum.add(n), sum.add(m);
+  // in each 128 bits, the bytes of four columns: by digit, and there as the halves of quads are
+  const __m512i by_digit = _mm512_maskz_broadcast_i32x4(
+      0xffff, of_bytes ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+                       : _mm_setr_epi8(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15));
+  const auto split = [&](__m512i v) { return _mm512_shuffle_epi8(_mm512_xor_si512(_mm512_add_epi32(v, offset), offset), by_digit); };
+  const __m512i first = split(n), second = split(m);
+  const auto word = [](int i) {  // of digits 0 and 1
+    const int digit = i / 16, t = i % 16 / 4, q = i / 2 % 2, h = i % 2;
+    return short(of_bytes ? (2 * t + q) * 8 + 2 * digit + h : (2 * t + h) * 8 + 2 * digit + q);
+  };
+  alignas(64) short order[32];
+  for (int i = 0; i < 32; i++) order[i] = word(i);
+  const __m512i low = _mm512_load_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(4));
+  const auto put = [&](__m512i v, int digit) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + digit * stride), _mm512_castsi512_si256(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (digit + 1) * stride), _mm512_extracti64x4_epi64(v, 1));
+  };
+  put(_mm512_permutex2var_epi16(first, low, second), 0);
+  put(_mm512_permutex2var_epi16(first, high, second), 2);
+}
+#else
+struct Sum {
+  uint32_t high = 0, low = 0;
+  uint32_t highs() const { return high; }
+  uint32_t lows() const { return low; }
+};
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t, Sum& sum) {
+  float values[2 * kLanes];
+  store(values, a * by), store(values + kLanes, b * by);
+  for (int c = 0; c < kBlock; c++) {
+    const int32_t n = int32_t(__builtin_lrintf(values[c])), h = (n + 0x8000) >> 16, l = n - h * 65536;
+    sum.high += uint32_t(h), sum.low += uint32_t(l);
+    Halves16::at<of_bytes>(to, c)[0] = int16_t(h);
+    Halves16::at<of_bytes>(to, c)[2] = int16_t(l);
+  }
+}
+#endif
+
+// Row m, whose values are x; false if it is not for these kernels. to: of its sub-block b, digit 0.
+template <bool of_bytes, class T, class To>
+QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const T* x, IntegerRows::Segment* segment, To&& to) {
+  const int64_t K = rows.K, stride = rows.stride();
+  const auto part = [&](int64_t k, int64_t end) QK_INLINE_LAMBDA {
+    return end - k >= kLanes ? load(x + k) : end > k ? load_part(x + k, end - k) : F(0.0f);
+  };
+  for (int64_t column = 0; column < K; segment += rows.each) {
+    const int64_t end = qk::segment_end(column, rows.group, K);
+    F most(0.0f);
+    for (int64_t k = column; k < end; k += kLanes) {
+      const F v = part(k, end);
+      most = larger(select(is_number(v), absolute(v), F(__builtin_inff())), most);
+    }
+    float size[kLanes], largest = 0;
+    lanes(most, size);
+    for (float s : size) largest = s > largest ? s : largest;
+    const int exponent = int(qk::bits_of(largest) >> 23) - 127, up = largest > 0 ? 29 - exponent : 0;  // the integers are below 2**30
+    if (exponent == 128 || up > 126) return false;
+    const double step = largest > 0 ? double(levels.unit) * qk::from_bits(uint32_t(127 - up) << 23) : 1;
+    if (!(step >= 0x1p-126 && step <= 0x1p+80)) return false;
+    const F by(qk::from_bits(uint32_t(127 + up) << 23));
+    Sum sum;
+    for (; column < end; column += kBlock) {
+      uint8_t* at = to(column / kBlock);
+      digits<of_bytes>(part(column, end), part(column + kLanes, end), by, at, stride, sum);
+    }
+    column = end;
+    *segment = {float(step), int32_t(sum.highs() * uint32_t(levels.base)), int32_t(sum.lows() * uint32_t(levels.base))};
+  }
+  return true;
+}
+
+template <bool of_bytes, class T>
+void split_rows(const IntegerRows& rows, const IntegerLevels& levels, int64_t begin, int64_t end, const void* x, char* fits) {
+  const int64_t blocks = (rows.K + kBlock - 1) / kBlock, stride = rows.stride(), more = QK_ISA == 512 ? rows.units * rows.depth : blocks;
+  for (int64_t m = begin; m < end; m++) {
+    const int64_t tile = m / rows.each, row = m % rows.each;
+    const auto block = [&](int64_t b) { return QK_ISA == 512 ? rows.bytes_of(tile, b) + row * kDigits * stride : rows.data + b * 128; };
+    const auto zero = [&](int64_t b) { for (int d = 0; d < kDigits; d++) memset(block(b) + d * (QK_ISA == 512 ? stride : 32), 0, 32); };
+    IntegerRows::Segment* const segments = rows.segment(tile, 0) + row;
+    fits[m] = split_row<of_bytes>(rows, levels, static_cast<const T*>(x) + m * rows.K, segments, block);
+    if (!fits[m]) {
+      for (int64_t b = 0; b < blocks; b++) zero(b);
+      for (int64_t s = 0; s < rows.cuts; s++) segments[s * rows.each] = {0, 0, 0};
+    }
+    for (int64_t b = blocks; b < more; b++) zero(b);
+  }
+}
+
+template <class T>
+void split_by(const IntegerRows& rows, const IntegerLevels& levels, int64_t begin, int64_t end, const void* x, char* fits) {
+  if (rows.bits == 8) split_rows<true, T>(rows, levels, begin, end, x, fits);
+  else split_rows<false, T>(rows, levels, begin, end, x, fits);
+}
+
+void split(const IntegerRows& rows, const IntegerLevels& levels, int64_t begin, int64_t end, const void* x, int dtype, char* fits) {
+  if (dtype == 0) split_by<float>(rows, levels, begin, end, x, fits);
+  else if (dtype == 1) split_by<qk::half>(rows, levels, begin, end, x, fits);
+  else split_by<qk::bfloat>(rows, levels, begin, end, x, fits);
+}
+
+// ---------------------------------------------------------------- one row
+// The sums of a segment: upper and lower halves. octet: += the products of octet t, given where a sub-block of x is.
+#if QK_ISA == 512
+template <int bits> struct Sums8 {
+  I sum[2][kDigits];  // of the first and the second quads
+  QK_HD void clear() { for (auto& s : sum) for (I& d : s) d = all(0); }
+  QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x, int64_t stride) {
+    Quads<bits>::octet(words, first, s, t, [&](int q, I code) QK_INLINE_LAMBDA {
+      for (int d = 0; d < kDigits; d++) {
+        int32_t four;
+        memcpy(&four, x + d * stride + (2 * t + q) * 4, 4);
+        sum[q][d].v = _mm512_dpbusd_epi32(sum[q][d].v, code.v, _mm512_set1_epi32(four));
+      }
+    });
+  }
+  QK_HD F in_steps(I factor, const IntegerRows::Segment& segment) const {
+    I digit[kDigits];
+    for (int d = 0; d < kDigits; d++) digit[d] = sum[0][d] + sum[1][d];
+    return ::in_steps(digit, factor, segment);
+  }
+};
+#else
+// sum + the products of two codes and two integers, all of 16 bits, for each row of the weight.
+QK_IN I dot(I sum, I codes, const int16_t* pair) {
+  int32_t two;
+  memcpy(&two, pair, 4);
+#if QK_ISA == 2
+  const __m256i x = _mm256_set1_epi32(two);
+  return sum + I{{_mm256_madd_epi16(codes.v[0], x), _mm256_madd_epi16(codes.v[1], x)}};
+#else
+  for (int i = 0; i < kLanes; i++) sum.v[i] += uint32_t(int16_t(codes.v[i]) * int16_t(two) + int16_t(codes.v[i] >> 16) * (two >> 16));
+  return sum;
+#endif
+}
+template <int bits> struct Sums8 {
+  I high, low;
+  QK_HD void clear() { high = low = all(0); }
+  QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x, int64_t) {
+    const int16_t* pair = reinterpret_cast<const int16_t*>(x) + t * 16;
+    const auto add = [&](I code) QK_INLINE_LAMBDA {
+      const I two = masked(code, 0x00010001u * ((1u << bits) - 1));
+      high = dot(high, two, pair), low = dot(low, two, pair + 2);
+      pair += 4;
+    };
+    if constexpr (bits == 8) {
+      for (int half = 0; half < 8; half += 4) add(words[0][half + t]), add(right(words[0][half + t], 8));
+    } else {
+      Codes<bits>::template octet<4>(words, first, s, t, [&](int, int, I code) QK_INLINE_LAMBDA { add(code); });
+    }
+  }
+  QK_HD F in_steps(I factor, const IntegerRows::Segment& segment) const { return ::in_steps(high, low, factor, segment); }
+};
+#endif
+
+template <int bits>
+void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
+  using C = Codes<bits>;
+  const C codes(w);
+  const int64_t blocks = (w.K + kBlock - 1) / kBlock;
+  const I factor = all(levels.factor);
+  for (int64_t stripe = begin; stripe < end; stripe++) {
+    const IntegerRows::Segment* segment = x.segments;
+    const float* scale = w.scale + stripe * w.G * kStripe;
+    int64_t stop = qk::segment_end(0, w.group, w.K), group_end = w.group;
+    F total(0.0f);
+    I words[1][C::kWords];
+    Sums8<bits> sums;
+    sums.clear();
+    for (int64_t start = 0; start < blocks; start += C::kBlocks) {
+      codes.load(stripe, start, words[0]);
+      for (int first = 0; first < C::kBlocks; first += C::kSteps) {
+        QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
+          const int64_t block = start + first + s;
+          if (block >= blocks) break;
+          const uint8_t* digits = QK_ISA == 512 ? x.bytes_of(0, block) : x.data + block * 128;
+          QK_UNROLL for (int t = 0; t < 4; t++) {
+            codes.template prefetch<1>(stripe, block, t);
+            sums.octet(words, first, s, t, digits, x.stride());
+          }
+          if ((block + 1) * kBlock < stop) continue;
+          total = fused(sums.in_steps(factor, *segment), load(scale), total);
+          sums.clear();
+          segment++;
+          if (stop == group_end) group_end += w.group, scale += kStripe;
+          stop = stop < w.K ? qk::segment_end(stop, w.group, w.K) : stop;
+        }
+      }
+    }
+    write(w, stripe, total, bias, y, 0);
+  }
+}
+
+void alone(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
+  switch (w.bits) {
+    case 3: return alone_by<3>(w, levels, begin, end, x, bias, y);
+    case 4: return alone_by<4>(w, levels, begin, end, x, bias, y);
+    case 8: return alone_by<8>(w, levels, begin, end, x, bias, y);
+  }
+}
+
+}  // namespace
+
+namespace qk {
+extern const LutIntegers QK_NAME(lut_integers);
+const LutIntegers QK_NAME(lut_integers) = {split, alone};
+}  // namespace qk

@@ -1,0 +1,153 @@
+// Rows of x times a packed weight on matrix tiles, two stripes at a time: they are decoded into memory, the only way into a tile,
+// chunk after chunk, while the chunk before is multiplied.
+//
+// A Form is how: into what codes are decoded (kBits, kBlockBytes of a sub-block, at, table.block), how `depth` sub-blocks are multiplied
+// by a tile of x with rows of x_bytes (multiply), and how the sums of a segment are added to the totals (Note, add); x itself.
+// A segment ends with its group or at a multiple of 128 columns. Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
+#pragma once
+#include "../common/amx.h"
+#include "lut_words.h"
+
+namespace {
+
+constexpr int kStripes = 2;
+static_assert(kSegment == 4 * kBlock);
+
+// kStripes stripes in chunks: kBlocks sub-blocks of each are decoded into one half of a buffer while those of the other half
+// are multiplied. A unit is what Codes loads at a time.
+template <class Form> struct Decoder {
+  using C = Codes<Form::kBits>;
+  static constexpr int kBlocks = C::kBlocks > 4 ? C::kBlocks : 4, kUnits = kStripes * (kBlocks / C::kBlocks);
+  static constexpr int kBytes = kBlocks * kStripes * Form::kBlockBytes;
+  const C codes;
+  const Form& form;
+  const int64_t blocks;
+  int64_t stripe[kStripes];
+  uint8_t* const buffer;  // two halves
+  Decoder(const Packed& w, const Form& f, int64_t first, int64_t last, uint8_t* to)
+      : codes(w), form(f), blocks((w.K + kBlock - 1) / kBlock), buffer(to) {
+    for (int r = 0; r < kStripes; r++) stripe[r] = lower(first + r, last - 1);
+  }
+
+  uint8_t* half(int64_t chunk) const { return buffer + (chunk / kBlocks % 2 ? kBytes : 0); }
+  // Unit `unit` of the chunk that starts with sub-block `chunk`, which goes to `to`.
+  QK_HD void unit(int64_t chunk, int unit, uint8_t* to) const {
+    const int r = unit % kStripes, first = unit / kStripes * C::kBlocks;
+    if (chunk + first >= blocks) return;
+    I words[1][C::kWords];
+    codes.load(stripe[r], chunk + first, words[0]);
+    for (int b = 0; b < C::kBlocks; b++)
+      for (int t = 0; t < 4; t++) codes.template prefetch<kStripes>(stripe[r], chunk + first + b, t);
+    const auto table = form.table;  // in registers: what is stored could lie anywhere
+    for (int f = 0; f < C::kBlocks; f += C::kSteps)  // the last ones may lie beyond the row, and are not used then
+      QK_UNROLL for (int s = 0; s < C::kSteps; s++) table.block(words, f, s, to + Form::at(first + f + s, r));
+  }
+};
+
+// The sums of the segment that ended last, on their way to the totals. They are added while the next ones are multiplied: what
+// a tile has stored takes its time to get to where it can be loaded.
+template <class Form> struct Ended {
+  alignas(64) uint32_t sums[2 * kStripes][16][16];  // bits of whatever the form's are
+  F scale[kStripes];
+  float* totals;  // [tiles][kStripes][each][16]
+  typename Form::Note note;
+  int next = 0, end = 0;  // stripe r of tile i of x is r + kStripes * i
+
+  QK_HD void add(const Form& form) {
+    if (next == end) return;
+    form.add(sums, next, scale[next % kStripes], note, totals + next * form.x.each * kLanes);
+    next++;
+  }
+  QK_HD void flush(const Form& form) { while (next < end) add(form); }
+};
+
+// The rows of kStripes stripes from `stripe` on; those at `end` and beyond are the last one again, and not written.
+template <class Form> struct Stripes {
+  using D = Decoder<Form>;
+  const Packed& w;
+  const Form& form;
+  const D decoder;
+  float* const totals;  // [tiles][kStripes][each][16]
+  Ended<Form> ended;
+
+  template <int n> static QK_HD void clear() {
+    tile_clear<0>(), tile_clear<1>();
+    if constexpr (n == 2) tile_clear<2>(), tile_clear<3>();
+  }
+  template <int n> QK_HD void store_sums() {
+    tile_store<0>(ended.sums[0]), tile_store<1>(ended.sums[1]);
+    if constexpr (n == 2) tile_store<2>(ended.sums[2]), tile_store<3>(ended.sums[3]);
+  }
+
+  // Where a segment starts.
+  struct Cut { int64_t number, group, group_end; };  // of segments and groups before, and the sub-block where this group ends
+  int64_t group_end(int64_t group) const { return group + 1 == w.G ? decoder.blocks : (group + 1) * w.group / kBlock; }
+
+  // Sub-blocks [chunk, stop) of tiles i to i + n - 1, and decodes `units` units of the next chunk, from `unit` on. Returns the cut that
+  // is reached.
+  template <int n> QK_HD Cut multiply_chunk(int64_t i, int64_t chunk, int64_t stop, int unit, int units, Cut cut) {
+    const int depth = form.depth(), x_bytes = form.x_bytes();
+    const int64_t next_x = form.x.height() * x_bytes;
+    const uint8_t *x = form.x.bytes_of(i, chunk), *more = n == 2 ? form.x.bytes_of(i + 1, chunk) : nullptr, *weights = decoder.half(chunk);
+    uint8_t* const other = decoder.half(chunk + D::kBlocks);
+    int due = 0;
+    for (int64_t block = chunk; block < stop;) {
+      const int64_t segment = lower(lower((block / 4 + 1) * 4, stop), cut.group_end);
+      clear<n>();
+      for (; block < segment; block += depth, x += next_x) {
+        tile_load<4>(x, x_bytes);
+        if constexpr (n == 2) tile_load<5>(more, x_bytes), more += next_x;
+        Form::template multiply<n>(weights, int(block - chunk));
+        ended.add(form);
+        for (due += units * depth; due >= D::kBlocks; due -= D::kBlocks) decoder.unit(chunk + D::kBlocks, unit++, other);
+      }
+      block = segment;
+      ended.flush(form);
+      store_sums<n>();
+      for (int r = 0; r < kStripes; r++) ended.scale[r] = load(w.scale + (decoder.stripe[r] * w.G + cut.group) * kStripe);
+      ended.totals = totals + i * kStripes * form.x.each * kLanes, ended.note = form.note(i, cut.number), ended.next = 0, ended.end = kStripes * n;
+      cut.number++;
+      if (segment == cut.group_end) cut.group++, cut.group_end = group_end(cut.group);
+    }
+    return cut;
+  }
+
+  QK_HD void run() {
+    const int64_t blocks = decoder.blocks, tiles = form.x.tiles, turns = (tiles + 1) / 2;
+    memset(totals, 0, tiles * kStripes * form.x.each * kLanes * sizeof(float));
+    for (int u = 0; u < D::kUnits; u++) decoder.unit(0, u, decoder.half(0));
+    Cut cut{0, 0, group_end(0)};
+    for (int64_t chunk = 0; chunk < blocks; chunk += D::kBlocks) {
+      const int64_t stop = lower(chunk + D::kBlocks, blocks);
+      const Cut start = cut;
+      for (int64_t p = 0, from = 0; p < turns; p++) {
+        const int64_t to = turns == 1 ? D::kUnits : (p + 1) * D::kUnits / turns;
+        if (2 * p + 1 < tiles) cut = multiply_chunk<2>(2 * p, chunk, stop, int(from), int(to - from), start);
+        else cut = multiply_chunk<1>(2 * p, chunk, stop, int(from), int(to - from), start);
+        from = to;
+      }
+    }
+    ended.flush(form);
+  }
+};
+
+// Columns of stripes [begin, end) of y. buffer: two halves of a chunk; totals: [tiles][kStripes][each][16].
+template <class Form>
+void all_stripes(const Packed& w, const Form& form, int64_t begin, int64_t end, const float* bias, Output y, uint8_t* buffer, float* totals) {
+  TileShapes shapes;
+  for (int n = 0; n < 8; n++) {
+    shapes.bytes[n] = uint16_t(n == 4 || n == 5 ? form.x_bytes() : 64);
+    shapes.rows[n] = uint8_t(n < 6 ? form.x.height() : form.x_bytes() / 4);
+  }
+  const Tiles in_force(shapes);
+  const int64_t each = form.x.each;
+  for (int64_t stripe = begin; stripe < end; stripe += kStripes) {
+    Stripes<Form> stripes{w, form, {w, form, stripe, end, buffer}, totals, {}};
+    stripes.run();
+    for (int64_t m = 0; m < form.x.M; m++)
+      for (int r = 0; r < kStripes && stripe + r < end; r++)
+        write(w, stripe + r, load(totals + ((m / each * kStripes + r) * each + m % each) * kLanes), bias, y, m);
+  }
+}
+
+}  // namespace
