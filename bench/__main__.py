@@ -91,7 +91,10 @@ def main() -> int:
     parser.add_argument("--bits", nargs="+", type=int, choices=matmul.BITS, help="only these (matmul)")
     parser.add_argument("--rows", nargs="+", type=int, help="of x (matmul)")
     parser.add_argument(
-        "--levels", choices=["bfloat16", "float32"], default="bfloat16", help="what the levels are exactly (matmul)"
+        "--levels",
+        choices=["bfloat16", "float32", "integers"],
+        default="bfloat16",
+        help="what the levels are exactly: any values of that dtype, or the integers of LSQ (matmul)",
     )
     parser.add_argument("--plot", type=Path, help="draw the times faster than F.linear here (matmul; needs matplotlib)")
     parser.add_argument("--quick", action="store_true", help="few settings, float32, hot only")
@@ -113,7 +116,7 @@ def main() -> int:
     if args.suite == "quant":
         suite = quant.run(args.device, args.quick, args.op)
     else:
-        suite = matmul.run(args.device, args.quick, args.bits, args.rows, getattr(torch, args.levels))
+        suite = matmul.run(args.device, args.quick, args.bits, args.rows, args.levels)
     for row in suite:
         print(line(args.suite, row), flush=True)
         rows.append(row | about)

@@ -26,12 +26,18 @@ _FLOATS = "lut_linear"
 
 
 @functools.lru_cache(maxsize=1)
-def make_weight(N: int, K: int, bits: int, group: int, levels_dtype: torch.dtype, device: str) -> LutWeight:
-    """Any levels of levels_dtype: those of LSQ, CPQ, DAQ and POST are bfloat16 values, DQ learns float32 ones."""
+def make_weight(N: int, K: int, bits: int, group: int, levels_kind: str, device: str) -> LutWeight:
+    """levels_kind: "integers", LSQ's (CPQ's and DAQ's are integers too); or any values of the dtype named.
+
+    POST's are values of bfloat16, DQ learns those of float32.
+    """
     g = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 2**bits, (N, K), generator=g, dtype=torch.uint8)
     levels, scale = torch.randn(2**bits, generator=g), torch.rand(N * K // group, generator=g) + 0.1
-    levels = levels.to(levels_dtype).float()
+    if levels_kind == "integers":
+        levels = torch.arange(2.0**bits) - 2.0 ** (bits - 1)
+    else:
+        levels = levels.to(getattr(torch, levels_kind)).float()
     return LutWeight.pack(codes, levels, scale, bits=bits, group_size=group).to(device)
 
 
@@ -49,7 +55,7 @@ def measure(
     bits: int,
     group: int,
     dtype: torch.dtype,
-    levels: torch.dtype,
+    levels: str,
     device: str,
     cache: str,
     seconds: float,
@@ -94,7 +100,7 @@ def measure(
     by_products = 0.0 if integers else M * N * K / side**3 * times["products"].median
     row = {
         "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name,
-        "levels": "POST's" if integers else str(levels)[6:], "device": device, "cache": cache,
+        "levels": "POST's" if integers else levels, "device": device, "cache": cache,
         "backend": "cpu post-int8" if integers else backends.resolve("lut_linear", x, None),
         "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),
@@ -112,9 +118,9 @@ def run(
     quick: bool,
     bits: list[int] | None = None,
     rows: list[int] | None = None,
-    levels: torch.dtype = torch.bfloat16,
+    levels: str = "bfloat16",
 ) -> Iterator[dict]:
-    """Rows of the matmul benchmark; rows: of x; levels: what the weight's are exactly."""
+    """Rows of the matmul benchmark; rows: of x; levels: of the weight (see make_weight)."""
     dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)[: 1 if quick else 2]
     kinds = [(b, dtype) for dtype in dtypes for b in bits or (QUICK_BITS if quick else BITS)]
     if device == "cpu" and 4 in (bits or BITS):

@@ -15,7 +15,7 @@ from .matmul import measure
 )
 def test_a_row_is_whole(bits, dtype, monkeypatch):
     monkeypatch.setattr("bench.peers.BETWEEN", 1 << 16)
-    row = measure(32, 256, 2, bits, 64, dtype, torch.bfloat16, "cpu", "rotated", 0.0)
+    row = measure(32, 256, 2, bits, 64, dtype, "bfloat16", "cpu", "rotated", 0.0)
     numbers = ("median_us", "dense_us", "x_dense", "gbps", "pct_roof", "limit_us") + (
         ("peer_us", "x_peer") if bits == 4 else ()
     )

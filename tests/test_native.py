@@ -69,6 +69,23 @@ def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
     assert run("test_lut_linear_int_on_host.cpp", tmp_path, *flags) == "0 failures\n"
 
 
+@pytest.mark.parametrize(
+    ("isa", "needs"),
+    [
+        ("0", set()),
+        ("2", {"avx2", "fma", "f16c"}),
+        ("512", AVX512 | {"avx512_vnni"}),
+        ("512 -DQK_TILES_IN_SOFTWARE", AVX512 | {"avx512_vnni"}),
+    ],
+)
+def test_sums_of_integers_have_the_bits_of_their_definition(isa, needs, tmp_path):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if not needs <= set(flags.split()):
+        pytest.skip(f"needs a CPU with {', '.join(sorted(needs))}")
+    flags = [*SANITIZE, *UNOPTIMIZED, *f"-DQK_ISA={isa}".split()]
+    assert run("test_lut_integers_on_host.cpp", tmp_path, *flags) == "0 failures\n"
+
+
 def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if not set(flags.split()) >= AVX512:

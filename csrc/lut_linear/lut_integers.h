@@ -20,33 +20,39 @@ struct IntegerLevels {
   float unit = 1;
 
   IntegerLevels(const float* levels, int count, int bits) {
-    int64_t n[256] = {}, all = 0, most = 0;
-    int least = 1000;  // the exponent of the lowest bit of all
+    int least = 255;  // the exponent of the lowest bit of all
     for (int c = 0; c < count; c++) {
       if (!(levels[c] - levels[c] == 0)) return;  // not finite
       if (levels[c] != 0 && lowest(levels[c]) < least) least = lowest(levels[c]);
     }
-    if (least == 1000) least = 0;
+    if (least == 255) least = 0;
+    int64_t n[256] = {};  // times 2**least
+    const double up = __builtin_ldexp(1.0, -least);
     for (int c = 0; c < count; c++) {
-      const double v = __builtin_ldexp(double(levels[c]), -least);
+      const double v = double(levels[c]) * up;
       if (!(v < 0x1p53 && v > -0x1p53)) return;
       n[c] = int64_t(v);
-      for (int64_t a = n[c] < 0 ? -n[c] : n[c]; a;) { const int64_t rest = all % a; all = a, a = rest; }  // the greatest common divisor
     }
-    if (all == 0) all = 1;
-    unit = float(__builtin_ldexp(double(all), least));
-    if (!(double(unit) == __builtin_ldexp(double(all), least))) return;
+    const int64_t by = count > 1 ? n[1] - n[0] : 0;
     affine = true;
+    for (int c = 2; c < count; c++) affine = affine && n[c] - n[c - 1] == by;
+    if (!affine && bits > 4) return;
+    int64_t all = affine ? divisor(n[0], by) : 0, most = 0;
+    for (int c = 0; c < count && !affine; c++) all = divisor(all, n[c]);
+    if (all == 0) all = 1;
     for (int c = 0; c < count; c++) {
-      n[c] /= all;
       const int64_t size = n[c] < 0 ? -n[c] : n[c];
       if (size > most) most = size;
-      affine = affine && n[c] == n[0] + c * (count > 1 ? n[1] - n[0] : 0);
     }
-    affine = affine && most <= 255;
-    fit = affine || (bits <= 4 && most < 128);
-    if (affine) base = int32_t(n[0]), factor = count > 1 ? int32_t(n[1] - n[0]) : 0;
-    else if (fit) for (int c = 0; c < 16; c++) table[c] = int8_t(n[c & ((1 << bits) - 1)]);  // bits above the code are ignored
+    unit = float(double(all) * __builtin_ldexp(1.0, least));
+    affine = affine && most <= 255 * all;
+    fit = (affine || (bits <= 4 && most < 128 * all)) && double(unit) * up == double(all);
+    if (affine) base = int32_t(n[0] / all), factor = int32_t(by / all);
+    else if (fit) for (int c = 0; c < 16; c++) table[c] = int8_t(n[c & ((1 << bits) - 1)] / all);  // bits above the code are ignored
+  }
+  static int64_t divisor(int64_t a, int64_t b) {  // the greatest of both
+    for (a = a < 0 ? -a : a, b = b < 0 ? -b : b; b;) { const int64_t rest = a % b; a = b, b = rest; }
+    return a;
   }
   static int lowest(float v) {
     const uint32_t u = bits_of(v), exponent = u >> 23 & 255, mantissa = (u & 0x7fffff) | (exponent ? 0x800000 : 0);

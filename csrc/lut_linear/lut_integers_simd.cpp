@@ -1,7 +1,8 @@
 // x as digits, and one row of it times a weight in integers: see lut_integers.h.
 //
-// The order of every sum, on every instruction set: none within a segment, which is exact; its halves become float32 and are added
-// with one rounding; that times its step, rounded, times the scale is added to the total with one rounding; then the bias.
+// The order of every sum, on every instruction set: none within a segment, which is an integer, exactly. What is above its lowest 16
+// bits becomes float32, times 65536 plus the rest is rounded once, then times the step of x and the unit of the levels, which are
+// one factor; that times the scale is added to the total with one rounding; then the bias.
 #include "../common/simd.h"
 #if QK_ISA == 512
 #ifdef __clang__

@@ -19,9 +19,12 @@ template <int bits> struct Quads {
   }
 };
 
-// A segment, in units of the levels: its integers' upper and lower halves, times what codes are of the levels.
+// A segment in units of the levels: upper and lower halves of integers, summed and multiplied as codes are (see IntegerLevels). What
+// the lower ones carry over goes to the upper ones, so that the same integer gives the same bits, however it was halved.
 QK_IN F in_steps(I high, I low, I factor, const qk::IntegerRows::Segment& s) {
-  return fused(to_float(high * factor + all(s.high)), F(65536.0f), to_float(low * factor + all(s.low))) * F(s.step);
+  high = high * factor + all(s.high), low = low * factor + all(s.low);
+  high = high + right_signed(low, 16);
+  return fused(to_float(high), F(65536.0f), to_float(masked(low, 0xffff))) * F(s.step);
 }
 QK_IN F in_steps(const I* digit, I factor, const qk::IntegerRows::Segment& s) {  // the sums of each digit
   return in_steps(left(digit[3], 8) + digit[2], left(digit[1], 8) + digit[0], factor, s);

@@ -18,6 +18,7 @@ constexpr int kBlock = 32;  // columns of a sub-block
 struct I { __m512i v; };
 QK_IN I right(I a, int n) { return {_mm512_srli_epi32(a.v, n)}; }
 QK_IN I left(I a, int n) { return {_mm512_slli_epi32(a.v, n)}; }
+QK_IN I right_signed(I a, int n) { return {_mm512_srai_epi32(a.v, n)}; }
 QK_IN I choose(uint32_t mask, I a, I b) { return {_mm512_ternarylogic_epi32(_mm512_set1_epi32(int(mask)), a.v, b.v, 0xca)}; }
 QK_IN I masked(I a, uint32_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(int(mask)))}; }
 QK_IN I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -37,6 +38,7 @@ QK_IN F of_row(F scale, F other, int g) {
 struct I { __m256i v[2]; };
 QK_IN I right(I a, int n) { return {{_mm256_srli_epi32(a.v[0], n), _mm256_srli_epi32(a.v[1], n)}}; }
 QK_IN I left(I a, int n) { return {{_mm256_slli_epi32(a.v[0], n), _mm256_slli_epi32(a.v[1], n)}}; }
+QK_IN I right_signed(I a, int n) { return {{_mm256_srai_epi32(a.v[0], n), _mm256_srai_epi32(a.v[1], n)}}; }
 QK_IN I choose(uint32_t mask, I a, I b) {
   const __m256i m = _mm256_set1_epi32(int(mask));
   return {{_mm256_or_si256(_mm256_and_si256(m, a.v[0]), _mm256_andnot_si256(m, b.v[0])),
@@ -76,6 +78,7 @@ QK_IN F of_row(F scale, F other, int g) {
 struct I { uint32_t v[kLanes]; };
 QK_IN I right(I a, int n) QK_LANES(I, .v[i] = a.v[i] >> n)
 QK_IN I left(I a, int n) QK_LANES(I, .v[i] = a.v[i] << n)
+QK_IN I right_signed(I a, int n) QK_LANES(I, .v[i] = uint32_t(int32_t(a.v[i]) >> n))
 QK_IN I choose(uint32_t mask, I a, I b) QK_LANES(I, .v[i] = (a.v[i] & mask) | (b.v[i] & ~mask))
 QK_IN I masked(I a, uint32_t mask) QK_LANES(I, .v[i] = a.v[i] & mask)
 QK_IN I operator+(I a, I b) QK_LANES(I, .v[i] = a.v[i] + b.v[i])

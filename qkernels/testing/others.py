@@ -1,5 +1,6 @@
 """The ops that are no quantizers against their references: what ``qkernels verify`` calls beside the cases."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -85,11 +86,12 @@ def _lut_linear(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]
                 what = f"lut_linear {backend} {bits} bits {[M, K]} times {[N, K]}, {P} scales, integers"
                 assert_same_bits(got.cpu() + 0.0, want + 0.0, what)
                 yield
-                if M:
-                    w = packed_weight(N, K, bits=bits, P=P).to(device)
+                for levels in (None, w.levels) if M else ():  # any, and those of LSQ
+                    other = packed_weight(N, K, bits=bits, P=P).to(device)
+                    other = other if levels is None else dataclasses.replace(other, levels=levels)
                     x, bias = (torch.randn(s, generator=g).to(device, dtype) for s in ((M, K), (N,)))
-                    y = qk.lut_linear(x, w, bias, backend=backend)
-                    assert_twice_as_good(y, x, w.dequantize(), bias)
+                    y = qk.lut_linear(x, other, bias, backend=backend)
+                    assert_twice_as_good(y, x, other.dequantize(), bias)
                     yield
 
 

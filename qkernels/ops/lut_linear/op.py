@@ -337,6 +337,13 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     sums depends on the number of rows only in steps: one row, more, and 512 or more, which meet W in float32, a part of
     it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels that are no bfloat16 values and x
     in 16 bits: up to 8, and more). On these, products below 1e-27 may lose digits, or count as 0, beside larger ones.
+
+    Levels that are multiples of one number, evenly spaced and at most 255 times it (LSQ, CPQ, DAQ), meet one row of x
+    on a CPU in integers, of 3 bits or more. On AMX tiles so do more rows, also of 1 and 2 bits, and of up to 4 bits any
+    levels of at most 127 times that number: all rows of float32, and up to 4 of 16 bits (8 where W has 8 bits). The
+    sums of up to 128 products are exact then, and have the same bits in all these calls. x in each group, or 128
+    columns of it, is taken as a multiple of a step of at most 2**-29 of its largest value there: a smaller value loses
+    up to half of that.
     Under autocast x is cast as for ``F.linear``.
 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x

@@ -1,0 +1,180 @@
+// lut_linear in integers, on the instruction set QK_ISA: the bits of its definition (csrc/lut_linear/lut_integers_simd.cpp), with 64-bit
+// integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too.
+#include "../../csrc/lut_linear/lut_integers_simd.cpp"
+#ifdef QK_TILES_IN_SOFTWARE
+#include "../../csrc/lut_linear/lut_integers_amx_simd.cpp"
+#endif
+#include <algorithm>
+#include <cstdio>
+#include "packed.h"
+
+namespace {
+
+template <class T> constexpr int kind = sizeof(T) == 4 ? 0 : std::is_same_v<T, half> ? 1 : 2;
+
+// A row of y: levels are n times unit.
+std::vector<float> defined(const Weight& w, const std::vector<int64_t>& n, float unit, const float* x, const float* bias) {
+  std::vector<float> y(w.N);
+  for (int64_t row = 0; row < w.N; row++) {
+    float total = 0;
+    for (int64_t k = 0; k < w.K;) {
+      const int64_t end = std::min({(k / 128 + 1) * 128, (k / w.group + 1) * w.group, w.K});
+      int64_t integer = 0;
+      double most = 0;
+      for (int64_t i = k; i < end; i++) most = std::max(most, std::fabs(double(x[i])));
+      const int up = most > 0 ? 29 - std::ilogb(most) : 0;
+      const int64_t group = k / w.group;
+      for (; k < end; k++) integer += n[w.code[row * w.K + k]] * std::llrint(std::ldexp(double(x[k]), up));
+      const int64_t rest = integer & 0xffff;
+      const float value = std::fma(float((integer - rest) / 65536), 65536.0f, float(rest)) * (most > 0 ? std::ldexp(unit, -up) : 1);
+      total = std::fma(value, w.scale[(row / 16 * w.G + group) * 16 + row % 16], total);
+    }
+    y[row] = bias ? total + bias[row] : total;
+  }
+  return y;
+}
+
+struct Given {
+  const Weight& w;
+  const IntegerLevels levels;
+  explicit Given(const Weight& w) : w(w), levels(w.levels.get(), int(w.levels.size), w.bits) {}
+
+  // y of M rows, [M][N]; none of one row if it does not fit, and 0 in such a row of several. tiles: by the kernels for them.
+  template <class T> std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr) const {
+    Memory<T> in(M * w.K), out(M * w.N);
+    for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
+    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits};
+    Memory<uint8_t> memory(rows.room());
+    rows.place(memory.get());
+    std::vector<char> all(M);
+    split(rows, levels, 0, M / 2, in.get(), kind<T>, all.data());
+    split(rows, levels, M / 2, M, in.get(), kind<T>, all.data());
+    if (fits) *fits = all;
+    const qk::Output to{out.get(), kind<T>};
+    for (int64_t begin : {int64_t(0), w.stripes / 2}) {
+      const int64_t end = begin ? w.stripes : w.stripes / 2;
+#ifdef QK_TILES_IN_SOFTWARE
+      Memory<uint8_t> scratch(LutIntegersAmx::scratch(rows));
+      if (tiles) { linear(w.packed(), levels, begin, end, rows, bias, to, scratch.get()); continue; }
+#endif
+      alone(w.packed(), levels, begin, end, rows, bias, to);
+    }
+    if (w.stripes == 1) {
+#ifdef QK_TILES_IN_SOFTWARE
+      Memory<uint8_t> scratch(LutIntegersAmx::scratch(rows));
+      if (tiles) linear(w.packed(), levels, 0, 1, rows, bias, to, scratch.get());
+      else
+#endif
+      alone(w.packed(), levels, 0, 1, rows, bias, to);
+    }
+    std::vector<float> y(M * w.N);
+    for (int64_t i = 0; i < M * w.N; i++) y[i] = qk::to_float(out[i]);
+    return y;
+  }
+
+  // Rows of numbers of all sizes: the bits are those of the definition.
+  template <class T> void numbers(const std::vector<int64_t>& n, float unit, int64_t M) const {
+    CHECK(levels.fit);
+    std::mt19937 random(unsigned(M + w.K + w.bits));
+    std::vector<float> x(M * w.K), bias(w.N);
+    for (float& v : x) {
+      T t;
+      from_float(std::ldexp(float(random()) / 2147483648.0f - 1, int(random() % 12) - 6), &t);
+      v = qk::to_float(t);
+    }
+    for (float& v : bias) v = float(int(random() % 9) - 4);
+    for (int64_t k = 0; k < std::min<int64_t>(w.K, 128); k++) x[k] = 0;  // a segment of nothing
+    const float* b = M % 2 ? bias.data() : nullptr;
+    const auto check = [&](const std::vector<float>& y, int64_t m, int64_t at) {
+      const std::vector<float> want = defined(w, n, unit, x.data() + m * w.K, b);
+      for (int64_t i = 0; i < w.N; i++) {
+        T t;
+        from_float(want[i], &t);
+        CHECK(bits_of(qk::to_float(t)) == bits_of(y[at * w.N + i]));
+      }
+    };
+    if (levels.affine && w.bits > 2)
+      for (int64_t m = 0; m < M; m++) check(product<T>(x.data() + m * w.K, 1, b, false), m, 0);
+#ifdef QK_TILES_IN_SOFTWARE
+    const std::vector<float> y = product<T>(x.data(), M, b, true);
+    for (int64_t m = 0; m < M; m++) check(y, m, m);
+#endif
+  }
+};
+
+// Levels unit * (base + factor * code).
+void affine(int bits, int64_t N, int64_t K, int64_t group, int64_t base, int64_t factor, float unit) {
+  const Weight w(bits, N, K, group);
+  std::vector<int64_t> n;
+  for (int64_t c = 0; c < w.levels.size; c++) n.push_back(base + factor * c), w.levels[c] = float(n[c]) * unit;
+  const Given given(w);
+  CHECK(given.levels.affine && given.levels.base == base && given.levels.factor == factor && given.levels.unit == unit);
+  given.numbers<float>(n, unit, 1 + K % 3);
+  given.numbers<half>(n, unit, 1);
+  given.numbers<bfloat>(n, unit, 6);
+}
+
+// Levels of any kind, -127 to 127 units.
+void by_table(int bits, int64_t N, int64_t K, int64_t group, float unit) {
+  const Weight w(bits, N, K, group);
+  std::vector<int64_t> n;
+  for (int64_t c = 0; c < w.levels.size; c++) n.push_back(c == 1 ? -127 : c * c % 100 - 40), w.levels[c] = float(n[c]) * unit;
+  const Given given(w);
+  CHECK(!given.levels.affine && given.levels.unit == unit);
+  given.numbers<float>(n, unit, 5);
+  given.numbers<bfloat>(n, unit, 1);
+}
+
+void which_levels_fit() {
+  const auto fit = [](std::vector<float> l, int bits) { return IntegerLevels(l.data(), int(l.size()), bits).fit; };
+  CHECK(fit({0, 0, 0, 0}, 2) && fit({5}, 1) && fit({0x1p-149f, 0x1.8p-148f}, 1) && fit({0x1p127f, -0x1p127f}, 1));
+  CHECK(fit({-127, 0, 1, 64}, 2) && !fit({-128, 0, 1, 64}, 2) && !fit({127, 0, 1, 128}, 2));
+  CHECK(fit({0, 85, 170, 255}, 2) && !fit({0.1f, 0.3f, 0.4f, 0.9f}, 2) && !fit({1, INFINITY}, 1) && !fit({NAN, 1}, 1));
+  CHECK(!fit({0x1p-100f, 0x1p100f, 0, 0}, 2));
+  std::vector<float> all(256);
+  for (int c = 0; c < 256; c++) all[c] = float(2 * c - 255) * 0.25f;
+  CHECK(fit(all, 8));
+  all[7] += 0.25f;
+  CHECK(!fit(all, 8));
+}
+
+void which_rows_fit() {
+  const Weight w(4, 20, 200, 200);
+  for (int c = 0; c < 16; c++) w.levels[c] = float(c - 8);
+  const Given given(w);
+  std::vector<float> x(9 * 200, 1.0f);
+  x[0 * 200 + 199] = NAN, x[1 * 200] = -INFINITY, x[2 * 200 + 5] = 1e-44f;
+  for (int k = 128; k < 200; k++) x[3 * 200 + k] = 0x1p-97f, x[4 * 200 + k] = 0x1p-98f, x[5 * 200 + k] = 0x1p110f, x[6 * 200 + k] = 0x1p109f, x[7 * 200 + k] = 0;
+  std::vector<char> fits;
+  const char want[] = {0, 0, 1, 1, 0, 0, 1, 1, 1};
+#ifdef QK_TILES_IN_SOFTWARE
+  const std::vector<float> y = given.product<float>(x.data(), 9, nullptr, true, &fits);
+  for (int m = 0; m < 9; m++) {
+    CHECK(fits[m] == want[m]);
+    if (!want[m]) for (int n = 0; n < 20; n++) CHECK(y[m * 20 + n] == 0);
+  }
+#else
+  for (int m = 0; m < 9; m++) {
+    given.product<float>(x.data() + m * 200, 1, nullptr, false, &fits);
+    CHECK(fits[0] == want[m]);
+  }
+#endif
+}
+
+}  // namespace
+
+int main() {
+  for (int bits : {1, 2, 3, 4, 8}) {
+    const int64_t count = int64_t(1) << bits;
+    for (int64_t K : {1, 31, 33, 70, 129, 300}) affine(bits, K % 40 + 1, K, K, -count / 2, 1, 1);
+    for (int64_t group : {32, 64, 96, 128, 192, 256}) affine(bits, 35, 3 * group, group, 1 - count, 2, 0.125f);
+    affine(bits, 50, 4 * 96, 96, 0, 1, 0x1.8p-20f);
+    affine(bits, 17, 640, 640, bits == 8 ? 0 : -1, -1, 3);
+    if (bits == 8) continue;
+    for (int64_t group : {32, 64, 160, 256}) if (bits > 1) by_table(bits, 35, 3 * group, group, 0.75f);
+  }
+  which_levels_fit();
+  which_rows_fit();
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,177 @@
+"""lut_linear in integers: levels that are multiples of one unit, as those of LSQ, CPQ and DAQ are. tests/test_native.py
+compares its kernels with their definition, to the bit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import qkernels as qk
+from qkernels.pack import LutWeight
+from qkernels.testing.others import assert_twice_as_good
+
+from .isas import ALL
+from .test_matmul import DTYPES, randn
+
+pytestmark = pytest.mark.skipif(not ALL, reason="the compiled kernels are not built")
+SHAPES = [
+    (40, 128, 160),
+    (7, 300, 7),
+    (70, 1024, 70 * 8),
+    (33, 192, 33 * 6),
+    (33, 192, 33),
+    (18, 384, 18 * 2),
+    (3, 31, 3),
+]
+
+
+def levels(kind: str, bits: int) -> torch.Tensor:
+    codes = torch.arange(2**bits)
+    if kind == "LSQ":
+        return (codes - 2 ** (bits - 1)).float()
+    if kind == "DAQ":  # odd numbers
+        return (2 * codes - 2**bits + 1).float()
+    kept = torch.tensor([0, 1, -1, 2, -2, 4, -4, 8, -8, 16, -16, 32, -32, 64, -64, 96])  # DropBits: not evenly spaced
+    return kept[: 2**bits].float() / 64
+
+
+def weight(N: int, K: int, P: int, kind: str = "LSQ", bits: int = 4) -> LutWeight:
+    g = torch.Generator().manual_seed(bits)
+    codes, scale = torch.randint(0, 2**bits, (N, K), generator=g), torch.rand(P, generator=g) + 0.1
+    return LutWeight.pack(codes, levels(kind, bits), scale, bits=bits)
+
+
+CASES = [
+    (kind, bits) for kind in ("LSQ", "DAQ", "DropBits") for bits in (1, 2, 3, 4, 8) if (kind, bits) != ("DropBits", 8)
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("kind", "bits"), CASES)
+def test_sums_are_within_twice_the_error_of_plain_pytorch(kind, bits, name, isa):
+    isa(name)
+    for N, K, P in SHAPES:
+        w, bias = weight(N, K, P, kind, bits), randn(N)
+        for dtype in DTYPES:
+            x = randn(9, K).to(dtype)
+            for M in (1, 2, 4, 9):
+                y = qk.lut_linear(x[:M], w, bias, backend="cpu")
+                assert y.dtype == dtype
+                assert_twice_as_good(y, x[:M], w.dequantize(), bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["LSQ", "DAQ"])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_row_alone_has_its_bits_on_every_instruction_set_and_on_tiles_in_any_batch(bits, kind, dtype, isa):
+    for N, K, P in SHAPES:
+        w, bias, x = weight(N, K, P, kind, bits), randn(N, seed=2), randn(40, K).to(dtype) * 3
+        want = None
+        for name in ALL:
+            isa(name)
+            y = torch.cat([qk.lut_linear(row[None], w, bias, backend="cpu") for row in x[:8]])
+            want = y if want is None else want
+            assert torch.equal(y, want), name
+        if "amx" in ALL:
+            for M in (2, 3, 4, 5, 8) if dtype == torch.float32 or bits == 8 else (2, 3, 4):
+                assert torch.equal(qk.lut_linear(x[:M], w, bias, backend="cpu"), want[:M]), M
+            if dtype == torch.float32:
+                assert torch.equal(qk.lut_linear(x, w, bias, backend="cpu")[:8], want)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_large_value_costs_its_neighbours_2_to_the_minus_30_of_it_and_other_segments_nothing(name, isa):
+    isa(name)
+    w, x = weight(64, 512, 64), randn(1, 512)
+    x[0, 7] = 2.0**16
+    quiet = w.unpack() != 8  # level 0: a product that is nothing
+    codes = torch.where(quiet, w.unpack(), 8).clone()
+    codes[:, 7] = 8
+    w = LutWeight.pack(codes, w.levels, w.scale.flatten()[:64], bits=4)
+    truth = F.linear(x.double(), w.dequantize(torch.float64))
+    y = qk.lut_linear(x, w, backend="cpu").double()
+    lost = 2.0**16 * 2.0**-30 * w.dequantize(torch.float64)[:, :128].abs().sum(1)
+    assert (
+        (y - truth).abs() <= lost + 8 * 2.0**-24 * F.linear(x.double().abs(), w.dequantize(torch.float64).abs())
+    ).all()
+    x[0, :128] = 0
+    x[0, 7] = 2.0**16
+    want = x.clone()
+    want[0, 7] = 0
+    assert torch.equal(qk.lut_linear(x, w, backend="cpu"), qk.lut_linear(want, w, backend="cpu"))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_beyond_the_range_of_integers_come_from_another_kernel(dtype, name, isa):
+    """Not finite, or of values so small or large that steps leave the range of float32."""
+    isa(name)
+    w, x = weight(40, 256, 40), randn(8, 256)
+    x[1, 3], x[2, 255], x[3] = float("nan"), float("-inf"), 0
+    if dtype != torch.float16:
+        x[4] *= 1e-37
+        x[5] *= 1e35
+    x = x.to(dtype)
+    for rows in ([0, 1], [1], [2], [3], [4], [5], list(range(8))):
+        y = qk.lut_linear(x[rows], w, backend="cpu")
+        for m, row in zip(rows, y, strict=True):
+            if m == 1:
+                assert row.isnan().all()
+            elif m == 2:
+                assert not row.isfinite().any()
+            elif m == 3:
+                assert not row.any()
+            else:
+                truth, size = (
+                    F.linear(a.double(), b.double())
+                    for a, b in ((x[m], w.dequantize()), (x[m].abs(), w.dequantize().abs()))
+                )
+                assert (
+                    (row.double() - truth).abs()
+                    <= 2.0**-24 * 8 * size + torch.finfo(dtype).eps * truth.abs() + 2.0**-140
+                ).all(), m
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_scales_and_biases_that_are_not_finite_stay_in_their_rows(name, isa):
+    isa(name)
+    w, x, bias = weight(20, 256, 40), randn(3, 256), torch.zeros(20)
+    w.scale[0, 1, 3], w.scale[1, 0, 1], bias[5] = float("nan"), float("inf"), float("nan")
+    for M in (1, 3):
+        y = qk.lut_linear(x[:M], w, bias, backend="cpu")
+        bad = torch.zeros(20, dtype=torch.bool)
+        bad[[3, 17, 5]] = True
+        assert torch.equal(y.isfinite(), ~bad.expand(M, 20))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_threads_share_the_stripes_in_any_way(name, isa):
+    isa(name)
+    w, x, threads = weight(500, 1024, 500), randn(6, 1024), torch.get_num_threads()
+    want = [qk.lut_linear(x[:M], w, backend="cpu") for M in (1, 6)]
+    try:
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            assert all(torch.equal(qk.lut_linear(x[: len(y)], w, backend="cpu"), y) for y in want)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif("amx" not in ALL, reason="this machine has no AMX")
+def test_more_rows_than_are_held_at_a_time(isa):
+    isa("amx")
+    w, x = weight(40, 20000, 40), randn(70, 20000)
+    y = qk.lut_linear(x, w, backend="cpu")
+    assert_twice_as_good(y, x, w.dequantize(), None)
+    assert all(torch.equal(qk.lut_linear(x[m : m + 1], w, backend="cpu")[0], y[m]) for m in (0, 33, 69))
+
+
+@pytest.mark.parametrize("method", ["LSQ", "CPQ", "DAQ"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_layers_train_is_for_these_kernels(method, bits):
+    layer = torch.nn.Sequential(torch.nn.Linear(256, 48))
+    qk.prepare_(layer, [("*", getattr(qk, method)(bits=bits))])
+    with torch.no_grad():
+        layer(torch.randn(8, 256))
+    qk.convert_(layer.eval())
+    levels = layer[0].levels
+    assert torch.equal(levels, levels.round()) and levels.abs().max() <= 255
