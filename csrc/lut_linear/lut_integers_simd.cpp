@@ -215,7 +215,7 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
     sums.clear();
     for (int64_t start = 0; start < blocks; start += C::kBlocks) {
       codes.load(stripe, start, words[0]);
-      for (int first = 0; first < C::kBlocks; first += C::kSteps) {
+      QK_UNROLL for (int first = 0; first < C::kBlocks; first += C::kSteps) {
         QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
           const int64_t block = start + first + s;
           if (block >= blocks) break;
