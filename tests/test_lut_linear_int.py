@@ -11,8 +11,10 @@ from torch import nn
 import qkernels as qk
 from qkernels import backends
 from qkernels.nn import LutLinear, QuantLinear
+from qkernels.ops.blocks import int_range
 from qkernels.ops.lut_linear_int import op, reference
 from qkernels.pack import LutWeight
+from qkernels.testing.others import assert_twice_as_good
 
 from .isas import ALL
 from .isas import SAME_BITS as ISAS
@@ -67,7 +69,7 @@ def want(x: torch.Tensor, step: torch.Tensor, w: LutWeight, bias: torch.Tensor |
 
 
 def cpu(x, step, w, bias, vnni: bool = True) -> torch.Tensor:
-    return op._cpu(x, step, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, *w.shape, vnni)
+    return op._cpu(x, step, 0, 0, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, *w.shape, vnni)
 
 
 @compiled
@@ -155,6 +157,34 @@ def test_it_multiplies_what_layers_trained(method, signed):
         assert ((y - truth).abs() <= roundings * 2.0**-24 * size).all()
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "signed"), [(8, True), (8, False), (4, True), (1, False)])
+def test_a_float_x_is_quantized_as_lsq_does(bits, signed, dtype, name, isa):
+    """Ties, what is clamped, infinities; a NaN and a step that is not positive in their rows; a step for each block."""
+    isa(name)
+    qmin, qmax = int_range("", bits, signed)
+    for N, K, M in ((17, 96, 1), (33, 257, 6), (20, 192, 40)):
+        w, bias = make(N, K), randn(N, seed=2)
+        x = (torch.randint(-300, 300, (M, K), generator=torch.Generator().manual_seed(K)) / 2).to(dtype)
+        x[0, :3] = torch.tensor([float("inf"), float("-inf"), -0.0])
+        for step in (torch.tensor([1.0]), torch.rand(M) + 0.5):
+            y = qk.lut_linear_int(x, step, w, bias, bits=bits, signed=signed)
+            v = (x.float() / step[:, None]).clamp(qmin, qmax).round()
+            codes = v.to(torch.int8 if signed else torch.uint8)
+            assert y.dtype == torch.float32
+            assert torch.equal(y, qk.lut_linear_int(codes, step, w, bias))
+            assert torch.equal(y, qk.lut_linear_int(x, step, w, bias, bits=bits, signed=signed, backend="reference"))
+            quantized = qk.lsq(x.float(), step, bits=bits, signed=signed)
+            assert torch.equal(v * step[:, None] + 0.0, quantized + 0.0)
+            assert_twice_as_good(y, quantized, w.dequantize(), bias)
+        if M > 2:
+            x[1, K - 1], step[2] = float("nan"), -1.0
+            rest = [m for m in range(M) if m not in (1, 2)]
+            z = qk.lut_linear_int(x, step, w, bias, bits=bits, signed=signed)
+            assert z[1:3].isnan().all() and torch.equal(z[rest], y[rest])
+
+
 def test_shapes_and_layouts():
     w, bias, x = make(24, 64, 24), randn(24), integers(12, 64, torch.int8)
     y = qk.lut_linear_int(x, torch.tensor([0.1]), w, bias)
@@ -207,7 +237,7 @@ def test_opcheck():
     for grid in ((4, "exact"), (2, "exact")):
         w = make(24, 96, 72, grid)
         for x, bias in ((integers(3, 96, torch.int8), randn(24)), (integers(1, 96, torch.uint8), None)):
-            args = (x, torch.rand(len(x)), w.codes, w.levels, w.scale, bias, w.bits, 32, 24, 96, "auto")
+            args = (x, torch.rand(len(x)), 0, 0, w.codes, w.levels, w.scale, bias, w.bits, 32, 24, 96, "auto")
             torch.library.opcheck(torch.ops.qkernels.lut_linear_int.default, args, test_utils=tests)
 
 
@@ -246,8 +276,12 @@ FAR = LutWeight.pack(
 )
 REFUSED = [
     ((X, STEP, torch.randn(24, 64)), {}, TypeError, "w must be a LutWeight, got Tensor"),
-    ((X.float(), STEP, W), {}, TypeError, "x must be an int8 or uint8 tensor, got torch.float32"),
-    (([1], STEP, W), {}, TypeError, "x must be an int8 or uint8 tensor, got <class 'list'>"),
+    ((X.double(), STEP, W), {"bits": 4}, TypeError, "x must be an int8 or uint8 tensor, or .*, got torch.float64"),
+    (([1], STEP, W), {}, TypeError, "x must be an int8 or uint8 tensor, or a float32, .*, got <class 'list'>"),
+    ((X.float(), STEP, W), {}, ValueError, "bits goes with a float x, got bits=None and torch.float32"),
+    ((X, STEP, W), {"bits": 8}, ValueError, "bits goes with a float x, got bits=8 and torch.int8"),
+    ((X.float(), STEP, W), {"bits": 9}, ValueError, "lut_linear_int: bits must be"),
+    ((X.float(), STEP, W), {"bits": "8"}, TypeError, "lut_linear_int: bits must be"),
     ((X[:, :63], STEP, W), {}, ValueError, r"x must have shape \[\.\.\., K=64\], got \[4, 63\]"),
     ((X, 0.1, W), {}, TypeError, "step must be a float tensor, got float"),
     ((X, STEP.int(), W), {}, TypeError, "step must be a float tensor, got torch.int32"),

@@ -17,7 +17,8 @@ struct Lsq {
   QK_HD Lsq(const Args& a, const float* const* params, int64_t p)
       : s(positive_or_nan(params[0][p])), lo(a.lo), hi(a.hi), by(s) {}
 
-  QK_HD V value(V x) const { return round_even(clamp(by.quotient(x), lo, hi)) * s; }
+  QK_HD V integer(V x) const { return round_even(clamp(by.quotient(x), lo, hi)); }
+  QK_HD V value(V x) const { return integer(x) * s; }
 
   QK_HD V grad(V g, V x, V* terms) const {
     const V v = by.quotient(x), c = clamp(v, lo, hi), q = round_even(c);

@@ -7,6 +7,8 @@
 
 namespace qk {
 
+struct LsqArgs;
+
 struct PostWeight {
   const uint8_t* codes;
   const float* scale;  // [N/16][G][16]
@@ -29,9 +31,17 @@ struct PostKernels {
                  const float* step, const float* bias, float* y);
 };
 
+// Rows [begin, end) of x [M, K], of a dtype as Output has it, to bytes: lsq's integers, of which `each` rows share a step.
+// numbers[m]: whether there is no NaN in row m.
+struct PostQuantize {
+  void (*quantize)(const LsqArgs&, const void* x, int dtype, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step,
+                   uint8_t* to, char* numbers);
+};
+
 // The same on matrix tiles, null without their instructions: codes of 4 bits, and groups of a multiple of 64 columns, that is K of
-// one. x has up to 16 rows more than M that can be read.
+// one. x: [tiles][K / 64][rows(M)][64], each eight columns as PostKernels has them.
 struct PostAmx {
+  static int64_t rows(int64_t M) { const int64_t tiles = (M + 15) / 16; return (M + tiles - 1) / tiles; }  // of a tile
   static constexpr int64_t kTiles = PostKernels::kSegment / 64, kBuffer = kTiles * 2048;  // T16 tiles of a segment; bytes
   // scratch: kBuffer bytes and M * 64 more, at a multiple of 64.
   void (*linear)(const PostWeight&, int64_t begin, int64_t end, const uint8_t* x, int64_t M, const float* step, const float* bias, float* y,

@@ -45,10 +45,10 @@ template <bool is_signed, bool has_odd> struct Stripe {
       }
   }
   template <int n> QK_HD void multiply(int64_t i, int64_t t) const {
-    const int64_t row = w.blocks() * 32;
-    const uint8_t *from = x + i * each * row + t * 64, *weights = decoded + t % PostAmx::kTiles * kBytes;
-    tile_load<4>(from, row);
-    if constexpr (n == 2) tile_load<5>(from + each * row, row);
+    const int64_t tile = each * w.blocks() * 32;
+    const uint8_t *from = x + i * tile + t * each * 64, *weights = decoded + t % PostAmx::kTiles * kBytes;
+    tile_load<4>(from);
+    if constexpr (n == 2) tile_load<5>(from + tile);
     tile_load<6>(weights);
     tile_dot_bytes<0, 4, 6, is_signed, true>();
     if constexpr (n == 2) tile_dot_bytes<2, 5, 6, is_signed, true>();
@@ -75,7 +75,8 @@ template <bool is_signed, bool has_odd> struct Stripe {
     for (int part = 0; part < n; part++) {
       const int64_t first = (i + part) * each, rows = M - first < each ? M - first : each;
       for (int64_t m = 0; m < rows; m++) {
-        __m512i sum = _mm512_mullo_epi32(_mm512_load_si512(sums[2 * part][m]), a);
+        __m512i sum = _mm512_load_si512(sums[2 * part][m]);
+        if (has_odd || w.a != 1) sum = _mm512_mullo_epi32(sum, a);
         if (has_odd) sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(_mm512_load_si512(sums[2 * part + 1][m]), b));
         float* total = totals + (first + m) * 16;
         store(total, load(total) + F(_mm512_cvtepi32_ps(sum)) * scale);
@@ -107,7 +108,7 @@ template <bool is_signed, bool has_odd> struct Stripe {
 template <bool is_signed, bool has_odd>
 void stripes(const PostWeight& w, int64_t begin, int64_t end, const uint8_t* x, int64_t M, const float* step, const float* bias, float* y,
              uint8_t* scratch) {
-  const int64_t tiles = (M + 15) / 16, each = (M + tiles - 1) / tiles;
+  const int64_t each = PostAmx::rows(M), tiles = (M + each - 1) / each;
   TileShapes shapes;
   for (int n = 0; n < 8; n++) shapes.bytes[n] = 64, shapes.rows[n] = uint8_t(n < 6 ? each : 16);
   const Tiles in_force(shapes);

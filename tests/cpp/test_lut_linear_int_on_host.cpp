@@ -27,9 +27,11 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
   const int64_t stripes = (N + 15) / 16, width = 256 / bits, tiles = (K + width - 1) / width, G = K / group, blocks = (K + 31) / 32;
   const int count = bits == 4 ? 16 : 32, offset = is_signed ? PostKernels::kOffset : 0;
 #ifdef QK_TILES_IN_SOFTWARE
-  const int64_t rows = (M + 15) / 16 * 16;
+  const int64_t each = qk::PostAmx::rows(M), rows = (M + each - 1) / each * each;
+  const auto place = [&](int64_t m, int64_t k) { return (m / each * (blocks / 2) + k / 64) * each * 64 + m % each * 64 + k % 64; };
 #else
   const int64_t rows = M;
+  const auto place = [&](int64_t m, int64_t k) { return m * blocks * 32 + k; };
 #endif
   Memory<uint8_t> codes(stripes * tiles * 512), x(rows * blocks * 32);
   Memory<float> scale(stripes * G * 16), step(M), bias(N), y(M * N);
@@ -59,7 +61,7 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
     step[m] = m % 2 ? 0.25f : 1.0f;
     for (int64_t k = 0; k < K; k++) {
       for (int i = 0; i < 8; i++)
-        if (qk::post_column(bits, i) == k % 8) x[m * blocks * 32 + k / 8 * 8 + i] = uint8_t(value(m, k));
+        if (qk::post_column(bits, i) == k % 8) x[place(m, k / 8 * 8 + i)] = uint8_t(value(m, k));
       const int64_t s = k / group * (segments / G) + k % group / PostKernels::kSegment;
       more[m * segments + s] += offset * (w.a + w.b) * value(m, k);
     }

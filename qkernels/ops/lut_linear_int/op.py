@@ -4,30 +4,32 @@ import torch
 from torch import Tensor
 
 from qkernels import backends
+from qkernels.ops.blocks import int_range
 from qkernels.pack import LutWeight, matrix_shape
 
 from . import reference
 
-_INTEGERS = (torch.int8, torch.uint8)
+_DTYPES = (torch.int8, torch.uint8, *backends.FLOATS)  # of x
 _WIDTHS = (4, 8)  # of codes that the CPU kernel reads; of 8 bits only codes below 32
 _op = backends.define(
-    "lut_linear_int(Tensor x, Tensor step, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, "
-    "int group_size, SymInt n, SymInt k, str backend) -> Tensor",
-    fake=lambda x, step, codes, levels, scale, bias, bits, group_size, n, k, backend: step.new_empty(x.shape[0], n),
+    "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor codes, Tensor levels, Tensor scale, "
+    "Tensor? bias, int bits, int group_size, SymInt n, SymInt k, str backend) -> Tensor",
+    fake=lambda x, step, *args: step.new_empty(x.shape[0], args[-3]),
     package=__package__,
 )
 
 
 @backends.kernel("lut_linear_int", "reference")
-def _reference(x, step, codes, levels, scale, bias, bits, group_size, n, k):
+def _reference(x, step, qmin, qmax, codes, levels, scale, bias, bits, group_size, n, k):
     w = LutWeight(codes, levels, scale, bits, group_size, (n, k))
-    return reference.lut_linear_int(x, step, w.unpack(), reference.split(levels), w.scales(), group_size, bias)
+    x, steps = reference.integers(x, step, qmin, qmax)
+    return reference.lut_linear_int(x, steps, w.unpack(), reference.split(levels), w.scales(), group_size, bias)
 
 
-def _cpu(x, step, codes, levels, scale, bias, bits, group_size, n, k, vnni=True):
-    split = reference.split(levels)
+def _cpu(x, step, qmin, qmax, codes, levels, scale, bias, bits, group_size, n, k, vnni=True):
+    even, odd, a, b, unit = reference.split(levels)
     return torch.ops.qkernels_cpu.lut_linear_split(
-        x, step * split.unit, codes, split.even, split.odd, split.a, split.b, scale, bias, bits, group_size, n, k, vnni
+        x, step, qmin, qmax, codes, even, odd, a, b, unit, scale, bias, bits, group_size, n, k, vnni
     )
 
 
@@ -36,17 +38,27 @@ if hasattr(torch.ops.qkernels_cpu, "lut_linear_split"):
 
 
 @backends.kernel("lut_linear_int", "auto")
-def _auto(x, step, codes, levels, scale, bias, bits, *args):
-    backend = backends.resolve("lut_linear_int", x, None, _INTEGERS)
+def _auto(x, step, qmin, qmax, codes, levels, scale, bias, bits, *args):
+    backend = backends.resolve("lut_linear_int", x, None, _DTYPES)
     if backend == "cpu" and _unread(levels, bits):
         backend = "reference"
-    return _op(x, step, codes, levels, scale, bias, bits, *args, backend)
+    return _op(x, step, qmin, qmax, codes, levels, scale, bias, bits, *args, backend)
 
 
 def lut_linear_int(
-    x: Tensor, step: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None
+    x: Tensor,
+    step: Tensor,
+    w: LutWeight,
+    bias: Tensor | None = None,
+    *,
+    bits: int | None = None,
+    signed: bool = True,
+    backend: str | None = None,
 ) -> Tensor:
     """``(x * step) @ W.T + bias`` for integer x and a weight on powers of sqrt(2), as POST has it, or on integers.
+
+    A float x becomes integers first, those of ``qk.lsq(x, step, bits=bits, signed=signed)``: an activation quantizer
+    (LSQ's, or with a step for each sample ASQ's) and the product in one call.
 
     A level 2**-(k/2) with even k is an integer in units of the smallest, one with odd k sqrt(2) times one. So the
     products with integers are summed as two integers, without a rounding, and the result is
@@ -59,13 +71,15 @@ def lut_linear_int(
 
     Args:
         x: [..., K], int8 or uint8: activations in units of step. Of ``h = qk.harden("lsq", x, step, ...)`` they are
-            ``h.codes`` if unsigned, else ``(h.codes.int() + qmin).to(torch.int8)``.
+            ``h.codes`` if unsigned, else ``(h.codes.int() + qmin).to(torch.int8)``. Or float32 | float16 | bfloat16: to
+            be quantized; a NaN makes its row NaN.
         step: [P], float, positive: the unit of x; x's rows split into P equal blocks (1: one for all; ASQ has one a
             sample). step <= 0 gives NaN there.
         w: a packed weight [N, K] or [N, ...]. Its levels are integers up to 16 of a unit that is a power of 2 (LSQ, CPQ
             and DAQ of up to 4 bits), or 0 and +-2**(j/2), the largest at most 2**4 times the smallest (POST of up to 4
             bits, any grid).
         bias: [N], float, or None.
+        bits, signed: the grid of a float x, as ``qk.lsq`` has it; bits 2 to 8 (unsigned: 1 to 8).
         backend: "reference" | "cpu" (codes of 4 bits, or of 8 bits with at most 32 levels; other codes take the
             reference, for which ``lut_linear`` is the faster one); None: the fastest that can run, chosen at each call,
             in an exported graph too.
@@ -74,18 +88,26 @@ def lut_linear_int(
         [..., N], float32.
 
     Raises:
-        TypeError: x not int8 or uint8, step or bias not a float tensor, w not a LutWeight.
-        ValueError: x's last dimension is not K, step not [P], bias not [N], other levels, two devices.
+        TypeError: x not int8, uint8 or, with bits, float; bits not an int; step or bias not a float tensor; w not a
+            LutWeight.
+        ValueError: bits not as above, or given for an integer x; x's last dimension is not K, step not [P], bias not
+            [N], other levels, two devices.
         NotImplementedError: the requested backend cannot run this call.
     """
     if not isinstance(w, LutWeight):
         raise TypeError(f"lut_linear_int: w must be a LutWeight, got {type(w).__name__}")
     n, k = matrix_shape(w.shape)
-    if not isinstance(x, Tensor) or x.dtype not in _INTEGERS:
-        raise TypeError(f"lut_linear_int: x must be an int8 or uint8 tensor, got {getattr(x, 'dtype', type(x))}")
+    if not isinstance(x, Tensor) or x.dtype not in _DTYPES:
+        raise TypeError(
+            "lut_linear_int: x must be an int8 or uint8 tensor, or a float32, float16 or bfloat16 one with bits=, "
+            f"got {getattr(x, 'dtype', type(x))}"
+        )
+    if x.is_floating_point() != (bits is not None):
+        raise ValueError(f"lut_linear_int: bits goes with a float x, got bits={bits} and {x.dtype}")
+    qmin, qmax = (0, 0) if bits is None else int_range("lut_linear_int", bits, signed)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear_int: x must have shape [..., K={k}], got {list(x.shape)}")
-    rows = x.reshape(-1, k).contiguous()
+    rows, rows_shape = x.reshape(-1, k).contiguous(), x.shape[:-1]
     for name, t in (("step", step), ("bias", bias)):
         if t is None and name == "bias":
             continue
@@ -104,14 +126,12 @@ def lut_linear_int(
             f"lut_linear_int: all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}"
         )
     if backend is not None:
-        backend = backends.resolve("lut_linear_int", x, backend, _INTEGERS)
+        backend = backends.resolve("lut_linear_int", x, backend, _DTYPES)
         if backend == "cpu" and (why := _unread(w.levels, w.bits)):
             raise NotImplementedError(f"lut_linear_int on {x.device}: cpu: {why}")
-    steps = step.detach().float().repeat_interleave(rows.shape[0] // step.shape[0])
-    steps = torch.where(steps > 0, steps, torch.nan)
-    bias = None if bias is None else bias.detach()
+    x, step, bias = rows.detach(), step.detach().float().contiguous(), None if bias is None else bias.detach()
     args = (w.codes, w.levels.detach(), w.scale.detach(), bias, w.bits, w.group_size, n, k, backend or "auto")
-    return _op(rows, steps, *args).reshape(*x.shape[:-1], n)
+    return _op(x, step, qmin, qmax, *args).reshape(*rows_shape, n)
 
 
 def _unread(levels: Tensor, bits: int) -> str | None:

@@ -80,6 +80,19 @@ def _integers(levels: tuple[float, ...]) -> tuple[list[int], int] | None:
     return ([int(v) for v in values], least) if all(abs(v) <= MOST for v in values) else None
 
 
+def integers(x: Tensor, step: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+    """x [M, K] as integers, those of ``lsq`` if it is float, and the step of each row, [M]; step: [P].
+
+    A step that is not positive is NaN, as is that of a row of floats with a NaN.
+    """
+    steps = torch.where(step > 0, step, torch.nan).repeat_interleave(x.shape[0] // step.shape[0])
+    if not x.is_floating_point():
+        return x, steps
+    v = x.float() / steps[:, None]
+    steps = torch.where(v.isnan().any(1), torch.nan, steps)
+    return v.nan_to_num(0.0).clamp(qmin, qmax).round().to(torch.int8 if qmin < 0 else torch.uint8), steps
+
+
 def lut_linear_int(
     x: Tensor, step: Tensor, codes: Tensor, levels: Levels, scale: Tensor, group_size: int, bias: Tensor | None
 ) -> Tensor:

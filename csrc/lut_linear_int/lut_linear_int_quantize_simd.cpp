@@ -1,0 +1,62 @@
+// Rows of x to the integers of LSQ's forward (csrc/lsq/lsq.h), for lut_linear_int.
+#include "../common/simd.h"
+#include "../common/t16_simd.h"
+#include "../lsq/lsq.h"
+#include "lut_linear_int.h"
+
+namespace {
+
+// The lowest bytes of sixteen small integers that are floats.
+QK_IN void store_bytes(uint8_t* to, F v) {
+#if QK_ISA == 512
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
+#elif QK_ISA == 2
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.v[0]), _mm256_cvtps_epi32(v.v[1]));  // in each half of both
+  const __m256i in_order = _mm256_and_si256(_mm256_permute4x64_epi64(words, 0xd8), _mm256_set1_epi16(255));
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(in_order), _mm256_extracti128_si256(in_order, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+#else
+  for (int i = 0; i < kLanes; i++) to[i] = uint8_t(int32_t(v.v[i]));
+#endif
+}
+
+// Whether all are numbers. Bytes of what are not are 0.
+template <class T> QK_IN bool row(const qk::Lsq<F>& lsq, const T* x, int64_t K, uint8_t* to) {
+  F rest(0.0f);  // or NaN
+  const auto integers = [&](F v) QK_INLINE_LAMBDA {
+    const F n = lsq.integer(v);
+    rest = rest + (n - n);
+    return select(is_number(n), n, F(0.0f));
+  };
+  int64_t k = 0;
+  for (; k + kLanes <= K; k += kLanes) store_bytes(to + k, integers(load(x + k)));
+  if (k < K) {
+    uint8_t last[kLanes];
+    store_bytes(last, integers(load_part(x + k, K - k)));
+    memcpy(to + k, last, K - k);
+  }
+  float lane[kLanes];
+  lanes(rest, lane);
+  bool numbers = true;
+  for (float l : lane) numbers = numbers && l == 0;
+  return numbers;
+}
+
+template <class T>
+void rows(const qk::LsqArgs& args, const T* x, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step, uint8_t* to, char* numbers) {
+  for (int64_t m = begin; m < end; m++) numbers[m] = row(qk::Lsq<F>(args, &step, m / each), x + m * K, K, to + m * K);
+}
+
+void quantize(const qk::LsqArgs& args, const void* x, int dtype, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step,
+              uint8_t* to, char* numbers) {
+  if (dtype == 0) rows(args, static_cast<const float*>(x), begin, end, K, each, step, to, numbers);
+  else if (dtype == 1) rows(args, static_cast<const qk::half*>(x), begin, end, K, each, step, to, numbers);
+  else rows(args, static_cast<const qk::bfloat*>(x), begin, end, K, each, step, to, numbers);
+}
+
+}  // namespace
+
+namespace qk {
+extern const PostQuantize QK_NAME(lut_linear_int_quantize);
+const PostQuantize QK_NAME(lut_linear_int_quantize) = {quantize};
+}  // namespace qk
