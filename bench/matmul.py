@@ -22,7 +22,7 @@ GPU_SHAPES, GPU_ROWS = (*SHAPES, (28672, 8192)), (1, 8, 16, 64, 128, 256, 512)
 ROWS = (1, 4, 16, 64, 128)
 BITS = (4, 3, 2, 1, 8)
 QUICK_ROWS, QUICK_BITS = (1, 16), (4, 2)
-_FLOATS = "lut_linear"
+_FLOATS = "lsq, lut_linear"
 
 
 @functools.lru_cache(maxsize=1)
@@ -69,7 +69,9 @@ def measure(
     ``lut_linear`` with the same values in float32, as is the dense layer, and its limit that of the bandwidth.
     """
     hot, integers, name = cache == "hot", dtype == torch.int8, str(dtype)[6:]
-    w = make_post(N, K, group) if integers else make_weight(N, K, bits, group, levels, device)
+    if post := integers and levels != "integers":
+        levels = "POST's"
+    w = make_post(N, K, group) if post else make_weight(N, K, bits, group, levels, device)
     dtype = torch.float32 if integers else dtype
     ours = [dataclasses.replace(w, codes=codes) for codes in copies(w.codes, hot)]
     dense = copies(w.dequantize(dtype), hot)
@@ -86,22 +88,24 @@ def measure(
         "roof": lambda i: much.sum(),
         "products": lambda i: square @ square,
     }
-    given = x
     if integers:
-        given, step = (x * 32).clamp(-128, 127).to(torch.int8), torch.tensor([1 / 32])
-        candidates |= {"ours": lambda i: qk.lut_linear_int(given, step, ours[i % len(ours)]), _FLOATS: floats}
+        step = (x.abs().max() / 127).reshape(1)
+        candidates |= {
+            "ours": lambda i: qk.lut_linear_int(x, step, ours[i % len(ours)], bits=8),
+            _FLOATS: lambda i: qk.lut_linear(qk.lsq(x, step, bits=8), ours[i % len(ours)]),
+        }
     else:
         candidates |= {peer: run for peer, make in PEERS.items() if (run := make(x, w, hot)) is not None}
     times = interleave(candidates, device, seconds, hot=hot, laps=len(ours) if device == "cuda" else 0)
     mine = times["ours"]
-    nbytes = w.nbytes + given.nbytes + M * N * x.itemsize
+    nbytes = w.nbytes + x.nbytes + M * N * x.itemsize
     gbps = nbytes / mine.median / 1e3
     by_bytes = nbytes / much.nbytes * times["roof"].median
     by_products = 0.0 if integers else M * N * K / side**3 * times["products"].median
     row = {
         "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name,
-        "levels": "POST's" if integers else levels, "device": device, "cache": cache,
-        "backend": "cpu post-int8" if integers else backends.resolve("lut_linear", x, None),
+        "levels": levels, "device": device, "cache": cache,
+        "backend": "cpu int8" if integers else backends.resolve("lut_linear", x, None),
         "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),
         "gbps": gbps, "pct_roof": 100 * by_bytes / mine.median, "limit_us": max(by_bytes, by_products),

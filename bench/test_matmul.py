@@ -20,7 +20,7 @@ def test_a_row_is_whole(bits, dtype, monkeypatch):
         ("peer_us", "x_peer") if bits == 4 else ()
     )
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in numbers)
-    assert row["backend"] in ("cpu", "reference", "cpu post-int8") and ("peer" in row) == (bits == 4)
+    assert row["backend"] in ("cpu", "reference", "cpu int8") and ("peer" in row) == (bits == 4)
     assert len(line("matmul", row)) == len(line("matmul", None))
 
 

@@ -5,7 +5,7 @@ from ._version import __version__
 from .files import load_packed, save_packed
 from .matmul import lut_conv2d, lut_dequantize, lut_linear, lut_linear_int
 from .methods import ASQ, CPQ, DAQ, DQ, LSQ, METHODS, POST
-from .model import Report, calibrate, convert_, param_groups, penalty, prepare_
+from .model import Report, calibrate, convert_, param_groups, penalty, prepare_, use_integers_
 from .pack import LutWeight
 from .planning import Plan, plan
 from .quant import (
@@ -62,4 +62,5 @@ __all__ = [
     "prepare_",
     "save_packed",
     "soft_assign",
+    "use_integers_",
 ]

@@ -235,6 +235,19 @@ def convert_(model: nn.Module) -> Report:
     return Report(tuple(rows))
 
 
+def use_integers_(model: nn.Module, on: bool = True) -> list[str]:
+    """Let every packed linear layer that can multiply the integers of its activations; in place, returns their names.
+
+    Those whose activation quantizer is LSQ's or ASQ's and whose weight ``lut_linear_int`` takes; see
+    ``nn.LutLinear.use_integers``. It is not stored in files: call it after ``load_packed`` too.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LutLinear)}
+    can = [name for name, layer in layers.items() if layer.refuses_integers() is None]
+    for name in can:
+        layers[name].use_integers(on)
+    return can
+
+
 @torch.no_grad()
 def _converted(name: str, layer: nn.Module, packed: LutWeight) -> ConvertedLayer:
     weight, config = layer.weight, layer.weight_quantizer.config

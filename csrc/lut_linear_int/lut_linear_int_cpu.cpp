@@ -30,7 +30,7 @@ const qk::PostKernels& kernels(bool vnni) {
   return qk::lut_linear_int_kernels();
 }
 
-constexpr int64_t kTileRows = 16;  // of x, from where matrix tiles are faster
+constexpr int64_t kTileRows = 9;  // of x, from where matrix tiles are faster
 
 // The kernel for matrix tiles, if it can run this.
 auto by_tiles(const qk::PostWeight& w, int64_t M) {

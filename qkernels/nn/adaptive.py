@@ -70,6 +70,18 @@ class AdaptiveStep(Quantizer):
         kappa = config.step_grad_scale(x.numel() // max(samples, 1)) if config.grad_scale else None
         return op.asq(x, step, beta, bits=config.bits, signed=config.signed, grad_scale=kappa)
 
+    def integer_grid(self, x: Tensor) -> tuple[Tensor, int, bool] | None:
+        if (
+            not self.calibrated
+            or self.dim != -1
+            or not x.numel()
+            or x.dtype != torch.float32
+            or not self._only_forward(x)
+        ):
+            return None
+        (step,), beta = self.values(), self.beta(x)
+        return (step_of(step, beta, None), self.config.bits, bool(self.config.signed)) if is_inference(beta) else None
+
     def beta(self, x: Tensor) -> Tensor:
         """The factor of each sample or token of x: float32, 1-D."""
         if x.dim() < -self.dim or x.shape[self.dim] != self.channels:

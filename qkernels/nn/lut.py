@@ -8,9 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..methods import describe
+from ..ops.function import is_inference
+from ..ops.lsq.config import LSQ
 from ..ops.lut_linear import conv, op
+from ..ops.lut_linear_int import op as lut_linear_int
 from ..pack import PLANES, LutWeight
+from .adaptive import AdaptiveStep
 from .linear import QuantConv2d, QuantLinear, take_over
+from .quantizer import Quantizer
 
 _EXACT = ("codes", "levels", "scale")
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -21,6 +26,7 @@ class _Lut(nn.Module):
 
     like: ClassVar[type[nn.Module]]  # the torch layer
     trained: ClassVar[type[nn.Module]]  # the layer that trains quantized
+    integers = False  # see LutLinear.use_integers
 
     def __init__(self, layer: nn.Module, weight: LutWeight, *, method: str = "") -> None:
         name = type(self).__name__
@@ -97,6 +103,8 @@ class _Lut(nn.Module):
 
     def extra_repr(self) -> str:
         parts = [self.like.extra_repr(self), self.method, f"{self.weight_lut.bits_per_weight:.2f} bits/weight"]
+        if self.integers:
+            parts.append("integers")
         if trained := [name for name in ("levels", "scale") if name in self._parameters]:
             parts.append(f"trains {' and '.join(trained)}")
         return ", ".join(part for part in parts if part)
@@ -121,8 +129,44 @@ class LutLinear(_Lut):
 
     like, trained = nn.Linear, QuantLinear
 
+    def use_integers(self, on: bool = True) -> "LutLinear":
+        """Multiply the integers that the activation quantizer rounds to, from now on; in place, returns the layer.
+
+        On a CPU, for float32 activations, without gradients and outside a graph, the quantizer and the product are then
+        one call of ``lut_linear_int``: the sums of a group are exact. Elsewhere the layer goes on as before, with sums
+        that may differ in their last bits.
+
+        Raises:
+            ValueError: the activation quantizer is not LSQ's or ASQ's, or the weight's levels or codes are not for
+                ``lut_linear_int``.
+        """
+        if on and (why := self.refuses_integers()):
+            raise ValueError(f"LutLinear.use_integers: {why}")
+        self.integers = on
+        return self
+
+    def refuses_integers(self) -> str | None:
+        """Why ``use_integers`` would refuse the layer, or None."""
+        quantizer = self.activation_quantizer
+        if not isinstance(quantizer, AdaptiveStep) and not (
+            isinstance(quantizer, Quantizer) and isinstance(quantizer.config, LSQ)
+        ):
+            return f"the activation quantizer must be LSQ's or ASQ's, got {quantizer}"
+        return lut_linear_int.refusal(self.levels, self.bits)
+
+    def _in_integers(self, x: Tensor) -> Tensor | None:
+        own = [t for t in (self.levels, self.scale, self.bias) if t is not None]
+        if not is_inference(*own) or (grid := self.activation_quantizer.integer_grid(x)) is None:
+            return None
+        return lut_linear_int.linear(
+            x, *grid, self.codes, self.levels, self.scale, self.bias,
+            weight_bits=self.bits, group_size=self.group_size, n=self.out_features, k=self.in_features,
+        )  # fmt: skip
+
     def forward(self, x: Tensor) -> Tensor:
         if self.activation_quantizer is not None:
+            if self.integers and (y := self._in_integers(x)) is not None:
+                return y
             x = self.activation_quantizer(x)
         return op.linear(
             x, self.codes, self.levels, self.scale, self.bias,

@@ -11,6 +11,7 @@ from ..methods import Method, describe, is_config
 from ..ops import calibration
 from ..ops.function import is_inference
 from ..ops.grids import Hardened
+from ..ops.lsq.config import LSQ
 
 _TINY = 2.0**-126  # the smallest normal float32: a step of 1e-30 or more is not changed by adding it
 _NEW, _UNSIGNED, _SIGNED = 0, 1, 2  # values of the buffer ``calibration``
@@ -54,7 +55,7 @@ class Quantizer(nn.Module):
             config = dataclasses.replace(config, signed=True)
         self.config = config
         self.calibrated = False
-        self._fixed_for: tuple[object, Callable[[Tensor], Tensor] | None] = (None, None)  # (values, function)
+        self._fixed_for: tuple[object, tuple | None] = (None, None)  # (key, what _by_values gives)
         self._activation = shape is None
         self._free_sign = getattr(config, "signed", True) is None
         P = 1 if shape is None else calibration.blocks(name, config.granularity, shape)
@@ -80,17 +81,37 @@ class Quantizer(nn.Module):
 
         Made anew when a value changes, by whatever way; so on a CPU only, where to read one is not to wait for it.
         """
+        if not hasattr(self.config, "fixed") or not self._only_forward(x) or not x.is_contiguous():
+            return None
+        return self._by_values()[0]
+
+    def _only_forward(self, x: Tensor) -> bool:
+        """Whether x, an activation on a CPU, has nothing to do with gradients or graphs."""
         parameters = [getattr(self, name) for name in self.method(self.config).parameters]
-        if not self._activation or not hasattr(self.config, "fixed") or not is_inference(x, *parameters):
-            return None
-        if type(x) is not Tensor or x.dtype not in FLOATS or not x.is_contiguous():
-            return None
-        if x.device.type != "cpu" or any(p.device != x.device for p in parameters):
-            return None
-        key = (self.config, *[p.item() for p in parameters])
+        if not self._activation or not is_inference(x, *parameters) or type(x) is not Tensor or x.dtype not in FLOATS:
+            return False
+        return x.device.type == "cpu" and all(p.device == x.device for p in parameters)
+
+    def _by_values(self) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+        """``config.fixed`` and ``values()``, of the parameters as they are."""
+        key = (self.config, *[getattr(self, name).item() for name in self.method(self.config).parameters])
         if self._fixed_for[0] != key:
-            self._fixed_for = key, self.config.fixed(*self.values())
+            values = [v.detach() for v in self.values()]
+            self._fixed_for = key, (self.config.fixed(*values), values)
         return self._fixed_for[1]
+
+    def integer_grid(self, x: Tensor) -> tuple[Tensor, int, bool] | None:
+        """(step, bits, signed) if ``forward(x)`` is LSQ's of these on a float32 x, on a CPU, and for inference: then
+        ``lut_linear_int`` can quantize x. Else None."""
+        if (
+            not isinstance(self.config, LSQ)
+            or not self.calibrated
+            or x.dtype != torch.float32
+            or not self._only_forward(x)
+        ):
+            return None
+        (step,) = self._by_values()[1]
+        return step, self.config.bits, bool(self.config.signed)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_fixed_for": (None, None)}  # a function cannot be pickled

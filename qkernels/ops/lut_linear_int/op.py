@@ -134,6 +134,46 @@ def lut_linear_int(
     return _op(x, step, qmin, qmax, *args).reshape(*rows_shape, n)
 
 
+def linear(
+    x: Tensor,
+    step: Tensor,
+    bits: int,
+    signed: bool,
+    codes: Tensor,
+    levels: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    *,
+    weight_bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+) -> Tensor:
+    """``lut_linear_int`` of a float x [..., k] on the fields of a LutWeight that has no ``refusal``: for a module.
+
+    step: float32 [P], contiguous, without gradients.
+    """
+    if x.dim() == 0 or x.shape[-1] != k:
+        raise ValueError(f"lut_linear_int: x must have shape [..., K={k}], got {list(x.shape)}")
+    qmin, qmax = int_range("lut_linear_int", bits, signed)
+    rows = x.reshape(-1, k).contiguous()
+    bias = None if bias is None else bias.detach()
+    args = (rows, step, qmin, qmax, codes, levels.detach(), scale.detach(), bias, weight_bits, group_size, n, k)
+    y = _cpu(*args) if backends.is_plain(x) and backends.asked() is None else _op(*args, "auto")
+    return y.reshape(*x.shape[:-1], n)
+
+
+def refusal(levels: Tensor, bits: int) -> str | None:
+    """Why the CPU kernel cannot multiply a weight of such levels and codes, or None."""
+    if "cpu" not in backends.backends_of("lut_linear_int"):
+        return "the compiled kernels are not built"
+    try:
+        reference.split(levels)
+    except ValueError as error:
+        return str(error)
+    return _unread(levels, bits)
+
+
 def _unread(levels: Tensor, bits: int) -> str | None:
     """Why the CPU kernel cannot read these codes, or None."""
     if bits in _WIDTHS and levels.shape[0] <= 32:

@@ -1,0 +1,142 @@
+"""Packed linear layers that multiply the integers of their activations: quantizer and product in one call."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import qkernels as qk
+from qkernels import backends
+from qkernels.nn import LutLinear
+from qkernels.ops.lut_linear_int import op
+
+from .test_matmul import randn
+
+pytestmark = pytest.mark.skipif("cpu" not in backends.backends_of("lut_linear_int"), reason="no compiled kernels")
+PAIRS = [
+    (qk.LSQ(bits=4, granularity="row"), qk.LSQ(bits=8)),
+    (qk.CPQ(bits=4), qk.LSQ(bits=4, signed=False)),
+    (qk.DAQ(bits=4), qk.LSQ(bits=1, signed=False)),
+    (qk.ASQ(bits=4), qk.ASQ(bits=4)),
+    (qk.POST(bits=4), qk.ASQ(bits=8, bound=1.0)),
+    (qk.LSQ(bits=4, granularity=32), qk.LSQ(bits=3)),
+]
+
+
+def make(weight=PAIRS[0][0], activation=PAIRS[0][1], k: int = 96, n: int = 40) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(k, n), nn.ReLU(), nn.Linear(n, 8))
+    qk.prepare_(model, [("0", (weight, activation))])
+    qk.calibrate(model, randn(32, k))
+    qk.convert_(model.eval())
+    return model
+
+
+@pytest.mark.parametrize(("weight", "activation"), PAIRS, ids=str)
+def test_a_layer_gives_what_its_quantizer_and_its_weight_give(weight, activation, monkeypatch):
+    model = make(weight, activation)
+    layer = model[0]
+    inputs = [randn(5, 96) * 3, randn(1, 96), randn(2, 3, 96)]
+    with torch.no_grad():
+        want = [layer(x) for x in inputs]
+        assert qk.use_integers_(model) == ["0"] and "integers" in repr(layer)
+        monkeypatch.setattr("qkernels.nn.lut.op.linear", None)  # it is not this one that runs
+        for x, y in zip(inputs, want, strict=True):
+            got = layer(x)
+            assert got.shape == y.shape and got.dtype == torch.float32
+            quantized, w = layer.activation_quantizer(x), layer.weight_lut.dequantize(torch.float64)
+            truth = F.linear(quantized.double(), w, layer.bias.double())
+            size = F.linear(quantized.double().abs(), w.abs())
+            assert ((got - truth).abs() <= 2.0**-24 * (2 * size + 2 * truth.abs())).all()
+            assert torch.equal(got, layer(x.clone()))
+        monkeypatch.undo()
+        qk.use_integers_(model, on=False)
+        assert all(torch.equal(layer(x), y) for x, y in zip(inputs, want, strict=True))
+
+
+def test_gradients_graphs_and_other_dtypes_go_on_as_before():
+    model, plain, x = make(), make(), randn(5, 96)
+    qk.use_integers_(model)
+    y = model(x)
+    assert torch.equal(y, plain(x)) and y.requires_grad  # the bias does
+    leaf = x.clone().requires_grad_()
+    model(leaf).sum().backward()
+    assert leaf.grad is not None and model[0].bias.grad is not None
+    model[0].train_table()
+    model(x).sum().backward()
+    assert model[0].levels.grad is not None and model[0].scale.grad is not None
+    with torch.no_grad():
+        assert torch.equal(model[0].half()(x.half()), plain[0].half()(x.half()))
+    torch._dynamo.reset()
+    model, plain = make(), make()
+    qk.use_integers_(model)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), plain(x))
+        exported = torch.export.export(model, (x,)).module()
+        assert torch.equal(exported(x), plain(x))
+        assert torch.equal(torch.func.vmap(model)(x[:, None]), torch.func.vmap(plain)(x[:, None]))
+
+
+def test_a_nan_stays_in_its_row_and_a_changed_step_is_seen():
+    model, x = make(), randn(5, 96)
+    qk.use_integers_(model)
+    layer = model[0]
+    with torch.no_grad():
+        before = layer(x)
+        x[2, 7], x[3, 1] = float("nan"), float("inf")
+        y = layer(x)
+        assert y[2].isnan().all() and y[3].isfinite().all() and torch.equal(y[[0, 1, 4]], before[[0, 1, 4]])
+        layer.activation_quantizer.step.mul_(1.5)
+        after = layer(randn(5, 96))
+        assert not torch.equal(after, before)
+        truth = F.linear(layer.activation_quantizer(randn(5, 96)), layer.weight_lut.dequantize(), layer.bias)
+        torch.testing.assert_close(after, truth, rtol=1e-5, atol=1e-5)
+        assert layer(torch.zeros(0, 96)).shape == (0, 40)
+        with pytest.raises(ValueError, match=r"x must have shape \[\.\.\., K=96\], got \[5, 95\]"):
+            layer(randn(5, 95))
+
+
+def test_the_environment_is_obeyed_and_copies_keep_it(monkeypatch):
+    model, x = make(), randn(5, 96)
+    qk.use_integers_(model)
+    with torch.no_grad():
+        want = model(x)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert other[0].integers and torch.equal(other(x), want)
+        calls = []
+        monkeypatch.setattr(op, "_cpu", lambda *args: calls.append(1))
+        monkeypatch.setenv("QKERNELS_BACKEND", "reference")
+        assert torch.equal(model(x), want) and not calls
+
+
+def test_files_do_not_store_it(tmp_path):
+    model, x = make(), randn(5, 96)
+    qk.use_integers_(model)
+    qk.save_packed(model, tmp_path)
+    loaded = nn.Sequential(nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 8)).eval()
+    qk.load_packed(loaded, tmp_path)
+    assert not loaded[0].integers and qk.use_integers_(loaded) == ["0"]
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "message"),
+    [
+        (qk.LSQ(bits=4), None, "the activation quantizer must be LSQ's or ASQ's, got None"),
+        (qk.LSQ(bits=4), qk.DAQ(bits=4), "the activation quantizer must be LSQ's or ASQ's, got Quantizer"),
+        (qk.LSQ(bits=8), qk.LSQ(bits=8), "integers up to 16 of one unit"),
+        (qk.LSQ(bits=3), qk.LSQ(bits=8), "codes must be of 4 bits, or of 8 with at most 32 levels, got 3 bits"),
+        (qk.DQ(bits=4), qk.LSQ(bits=8), "levels must be 0 or"),
+    ],
+)
+def test_other_layers_refuse_with_reason(weight, activation, message):
+    model = make(weight, activation)
+    assert qk.use_integers_(model) == [] and not model[0].integers
+    with pytest.raises(ValueError, match=f"LutLinear.use_integers: .*{message}"):
+        model[0].use_integers()
+    assert isinstance(model[0].use_integers(False), LutLinear)
