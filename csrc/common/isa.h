@@ -6,7 +6,7 @@ namespace qk {
 
 enum Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 Isa isa();
-bool has_vnni();  // isa() is AVX-512, and the processor has its products of bytes
+bool has_vnni();  // whether the processor has the products of bytes of AVX-512
 
 // The implementation for isa(), from one per instruction set.
 template <class T>

@@ -91,7 +91,7 @@ qk::Isa qk::isa() { return Isa(current().load(std::memory_order_relaxed)); }
 bool qk::has_vnni() {
 #ifdef __x86_64__
   static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("avx512vnni"));
-  return found && isa() >= kAvx512;
+  return found;
 #else
   return false;
 #endif

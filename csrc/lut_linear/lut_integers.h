@@ -1,5 +1,5 @@
-// A product in integers: levels that are small multiples of one unit, as those of LSQ, CPQ, DAQ and POST are, times values of x
-// that are multiples of a power of two. Sums of a segment are exact, whatever their order; only their conversion to float32 rounds.
+// A product in integers: levels that are small multiples of one unit, as those of LSQ, CPQ and DAQ are, times values of x that are
+// rounded to multiples of a power of two. Sums of a segment are exact, whatever their order; their conversion to float32 rounds.
 #pragma once
 #include "lut_linear.h"
 
@@ -13,8 +13,8 @@ QK_HD int64_t segment_end(int64_t column, int64_t group, int64_t K) {
 
 // Levels as integers times a unit, exactly.
 struct IntegerLevels {
-  bool fit = false;     // for these kernels: none is above 255 such units, or, of another form than `affine`, up to 4 bits, 127
-  bool affine = false;  // it is base + factor * code, and the codes themselves are multiplied
+  bool fit = false;     // for these kernels: `affine`; or of up to 4 bits, and none above 127 units in size
+  bool affine = false;  // a level is base + factor * code, none above 255 units in size: the codes themselves are multiplied
   int32_t base = 0, factor = 1;
   int8_t table[16] = {};  // else by code
   float unit = 1;
@@ -48,7 +48,7 @@ struct IntegerLevels {
     affine = affine && most <= 255 * all;
     fit = (affine || (bits <= 4 && most < 128 * all)) && double(unit) * up == double(all);
     if (affine) base = int32_t(n[0] / all), factor = int32_t(by / all);
-    else if (fit) for (int c = 0; c < 16; c++) table[c] = int8_t(n[c & ((1 << bits) - 1)] / all);  // bits above the code are ignored
+    else if (fit) for (int c = 0; c < 16; c++) table[c] = int8_t(n[c & ((1 << bits) - 1)] / all);
   }
   static int64_t divisor(int64_t a, int64_t b) {  // the greatest of both
     for (a = a < 0 ? -a : a, b = b < 0 ? -b : b; b;) { const int64_t rest = a % b; a = b, b = rest; }
@@ -60,8 +60,9 @@ struct IntegerLevels {
   }
 };
 
-// x as integers times a step, a power of two, of each row's segment: of four digits in base 256, -128 to 127, the lowest first. What is
-// less than half of 2**-29 of the power of two at or below the largest value of its segment is lost, and no more.
+// x as integers times a step, a power of two, of each row's segment: of four digits in base 256, -128 to 127, the lowest first.
+// They are rounded to multiples of 2**-29 of the power of two at or below the largest value of the segment: 2**-31 of that is what most
+// values are off at most, and 2**-24 of themselves, for a row in which they are not is not for these kernels.
 struct IntegerRows {
   static constexpr int kDigits = 4;
   struct Segment {
@@ -84,18 +85,22 @@ struct IntegerRows {
   QK_HD int64_t bytes() const { return tiles * units * height() * stride(); }
   QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)); }
   QK_HD void place(uint8_t* memory) { data = memory, segments = reinterpret_cast<Segment*>(memory + bytes()); }
-  QK_HD int64_t held() const { const int64_t n = (5 << 18) / (units * stride() * 16); return (n < 1 ? 1 : n) * most; }  // as AmxRows has it
+  QK_HD int64_t held() const {  // as AmxRows has it
+    const int64_t n = (5 << 18) / (units * stride() * 16);
+    return (n < 1 ? 1 : n) * most;
+  }
 };
 
 struct LutIntegers {
-  // Rows [begin, end) of x [M, K], of a dtype as Output has it; fits[m]: whether row m is for these kernels: finite, and no
-  // segment so small or large that its step or its sums leave the range of float32. Else it is zeros.
+  // Rows [begin, end) of x [M, K], of a dtype as Output has it; fits[m]: whether row m is for these kernels: finite; no segment so
+  // small or large that its step or its sums leave the range of float32, and in none most values are below 2**-7 of the largest.
+  // Else it is zeros.
   void (*split)(const IntegerRows&, const IntegerLevels&, int64_t begin, int64_t end, const void* x, int dtype, char* fits);
   // One row of x, affine levels of 3 bits or more: columns of stripes [begin, end) of y = x w^T + bias.
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
 };
 
-// Any rows, any levels. Null without the instructions.
+// Any rows, as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.
 struct LutIntegersAmx {
   static constexpr int64_t kBuffer = 2 * 8 * 2 * 512;  // bytes: see Decoder
   void (*linear)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y,

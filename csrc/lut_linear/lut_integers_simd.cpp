@@ -105,11 +105,20 @@ QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const
     const double step = largest > 0 ? double(levels.unit) * qk::from_bits(uint32_t(127 - up) << 23) : 1;
     if (!(step >= 0x1p-126 && step <= 0x1p+80)) return false;
     const F by(qk::from_bits(uint32_t(127 + up) << 23));
+    const F far(largest * 0x1p-7f);
+    F balance(0.0f);  // how many values are not far below the largest, less those that are, but for 0
+    const auto weighed = [&](F v) QK_INLINE_LAMBDA {
+      const F size = absolute(v);
+      balance = balance + select(size >= far, F(1.0f), select(size > F(0.0f), F(-1.0f), F(0.0f)));
+      return v;
+    };
     Sum sum;
-    for (; column < end; column += kBlock) {
-      uint8_t* at = to(column / kBlock);
-      digits<of_bytes>(part(column, end), part(column + kLanes, end), by, at, stride, sum);
-    }
+    for (; column < end; column += kBlock)
+      digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), stride, sum);
+    lanes(balance, size);
+    float all = 0;
+    for (float s : size) all += s;
+    if (largest > 0 && all < 0) return false;
     column = end;
     *segment = {float(step), int32_t(sum.highs() * uint32_t(levels.base)), int32_t(sum.lows() * uint32_t(levels.base))};
   }

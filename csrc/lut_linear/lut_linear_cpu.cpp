@@ -188,11 +188,10 @@ int64_t integer_rows(const Weight& w, int dtype, bool tiles) {
 
 // As lut_linear in integers; false where that takes longer, or where levels or, of one, the row are not for them.
 bool by_integers(const Weight& w, const float* bias, Rows rows) {
-  const auto tiles = qk::isa() == qk::kAmx ? qk::lut_integers_amx_kernels().linear : nullptr;
+  const auto [kernels, tiles] = qk::integers_here();
   if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits <= 2)) return false;
   const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
   if (!levels.fit || (!levels.affine && !tiles)) return false;
-  const qk::LutIntegers& kernels = qk::lut_integers();
   static thread_local std::vector<uint8_t> memory;
   const auto part = [&](int64_t M) { return qk::IntegerRows{nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits}; };
   for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {
@@ -200,11 +199,11 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
     x.place(qk::scratch(memory, x.room()));
     std::vector<char> fits(x.M);
     torch::stable::parallel_for(0, x.M, std::max<int64_t>(1, 32768 / x.K), [&](int64_t begin, int64_t end) {
-      kernels.split(x, levels, begin, end, rows.at(rows.x, m), rows.dtype, fits.data());
+      kernels->split(x, levels, begin, end, rows.at(rows.x, m), rows.dtype, fits.data());
     });
     if (rows.M == 1 && !fits[0]) return false;
     over_stripes(w, x.M, [&](int64_t begin, int64_t end) {
-      if (!tiles) return kernels.alone(w.packed, levels, begin, end, x, bias, rows.to(m));
+      if (!tiles) return kernels->alone(w.packed, levels, begin, end, x, bias, rows.to(m));
       static thread_local std::vector<uint8_t> own;
       tiles(w.packed, levels, begin, end, x, bias, rows.to(m), qk::scratch(own, qk::LutIntegersAmx::scratch(x)));
     });

@@ -10,10 +10,19 @@ QK_DECLARE_KERNELS(LutIntegers, lut_integers)
 QK_DECLARE_KERNELS(LutIntegersAmx, lut_integers_amx)
 
 namespace qk {
-inline const LutIntegers& lut_integers() {
+
+// What multiplies integers, chosen at once: the layout of x is a matter of both. Without VNNI, AVX-512's kernels cannot run.
+struct IntegersHere {
+  const LutIntegers* kernels;
+  decltype(LutIntegersAmx::linear) tiles;  // or null
+};
+inline IntegersHere integers_here() {
 #ifdef __x86_64__
-  if (isa() >= kAvx512 && !has_vnni()) return lut_integers_avx2;
+  const Isa now = isa();
+  if (now >= kAvx512 && has_vnni()) return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr};
+  if (now >= kAvx2) return {&lut_integers_avx2, nullptr};
 #endif
-  return lut_integers_kernels();
+  return {&lut_integers_scalar, nullptr};
 }
+
 }  // namespace qk

@@ -1,9 +1,9 @@
 // Rows of x times a packed weight on matrix tiles, two stripes at a time: they are decoded into memory, the only way into a tile,
 // chunk after chunk, while the chunk before is multiplied.
 //
-// A Form is how: into what codes are decoded (kBits, kBlockBytes of a sub-block, at, table.block), how `depth` sub-blocks are multiplied
-// by a tile of x with rows of x_bytes (multiply), and how the sums of a segment are added to the totals (Note, add); x itself.
-// A segment ends with its group or at a multiple of 128 columns. Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
+// A Form is how: into what codes are decoded (kBits, kBlockBytes of a sub-block, at, table.block), how `depth` sub-blocks are
+// multiplied by a tile of x with rows of x_bytes (multiply), and how the sums of a segment, which ends with its group or at a
+// multiple of 128 columns, are added to the totals (Note, note, add); and x. Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
 #pragma once
 #include "../common/amx.h"
 #include "lut_words.h"
@@ -83,12 +83,13 @@ template <class Form> struct Stripes {
   struct Cut { int64_t number, group, group_end; };  // of segments and groups before, and the sub-block where this group ends
   int64_t group_end(int64_t group) const { return group + 1 == w.G ? decoder.blocks : (group + 1) * w.group / kBlock; }
 
-  // Sub-blocks [chunk, stop) of tiles i to i + n - 1, and decodes `units` units of the next chunk, from `unit` on. Returns the cut that
-  // is reached.
+  // Sub-blocks [chunk, stop) of tiles i to i + n - 1, from `cut` on; and decodes `units` units of the next chunk, from `unit` on.
+  // Returns the cut that is reached.
   template <int n> QK_HD Cut multiply_chunk(int64_t i, int64_t chunk, int64_t stop, int unit, int units, Cut cut) {
     const int depth = form.depth(), x_bytes = form.x_bytes();
     const int64_t next_x = form.x.height() * x_bytes;
-    const uint8_t *x = form.x.bytes_of(i, chunk), *more = n == 2 ? form.x.bytes_of(i + 1, chunk) : nullptr, *weights = decoder.half(chunk);
+    const uint8_t *x = form.x.bytes_of(i, chunk), *more = n == 2 ? form.x.bytes_of(i + 1, chunk) : nullptr;
+    const uint8_t* weights = decoder.half(chunk);
     uint8_t* const other = decoder.half(chunk + D::kBlocks);
     int due = 0;
     for (int64_t block = chunk; block < stop;) {
@@ -105,7 +106,8 @@ template <class Form> struct Stripes {
       ended.flush(form);
       store_sums<n>();
       for (int r = 0; r < kStripes; r++) ended.scale[r] = load(w.scale + (decoder.stripe[r] * w.G + cut.group) * kStripe);
-      ended.totals = totals + i * kStripes * form.x.each * kLanes, ended.note = form.note(i, cut.number), ended.next = 0, ended.end = kStripes * n;
+      ended.totals = totals + i * kStripes * form.x.each * kLanes;
+      ended.note = form.note(i, cut.number), ended.next = 0, ended.end = kStripes * n;
       cut.number++;
       if (segment == cut.group_end) cut.group++, cut.group_end = group_end(cut.group);
     }

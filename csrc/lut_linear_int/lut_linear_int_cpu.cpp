@@ -23,10 +23,18 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-bool has_vnni() { return qk::has_vnni() && qk::lut_linear_int_vnni_kernels().linear; }
+bool has_vnni() {
+#ifdef __x86_64__
+  return qk::isa() >= qk::kAvx512 && qk::has_vnni() && qk::lut_linear_int_vnni_avx512.linear;
+#else
+  return false;
+#endif
+}
 
 const qk::PostKernels& kernels(bool vnni) {
-  if (vnni && has_vnni()) return qk::lut_linear_int_vnni_kernels();
+#ifdef __x86_64__
+  if (vnni && has_vnni()) return qk::lut_linear_int_vnni_avx512;
+#endif
   return qk::lut_linear_int_kernels();
 }
 

@@ -43,7 +43,8 @@ template <class T> QK_IN bool row(const qk::Lsq<F>& lsq, const T* x, int64_t K, 
 }
 
 template <class T>
-void rows(const qk::LsqArgs& args, const T* x, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step, uint8_t* to, char* numbers) {
+void rows(const qk::LsqArgs& args, const T* x, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step, uint8_t* to,
+          char* numbers) {
   for (int64_t m = begin; m < end; m++) numbers[m] = row(qk::Lsq<F>(args, &step, m / each), x + m * K, K, to + m * K);
 }
 

@@ -105,7 +105,14 @@ def _lut_linear_int(backend: str, device: str, dtype: torch.dtype) -> Iterator[N
                 x = torch.randint(span.min, span.max + 1, (M, K), generator=g).to(device, dtype)
                 step, bias = (torch.rand(s, generator=g).to(device) + 0.1 for s in (max(M, 1), N))
                 got, want = (qk.lut_linear_int(x, step, w, bias, backend=b).cpu() for b in (backend, "reference"))
-                assert_same_bits(got, want, f"lut_linear_int {backend} {len(levels)} levels {[M, K]} times {[N, K]}")
+                what = f"lut_linear_int {backend} {len(levels)} levels {[M, K]} times {[N, K]}"
+                assert_same_bits(got, want, what)
+                yield
+                floats, grid = x.float() * 0.4, {"bits": 8, "signed": span.min < 0}
+                got, want = (
+                    qk.lut_linear_int(floats, step, w, bias, backend=b, **grid).cpu() for b in (backend, "reference")
+                )
+                assert_same_bits(got, want, f"{what}, quantized")
                 yield
 
 

@@ -79,7 +79,7 @@ struct Given {
     std::vector<float> x(M * w.K), bias(w.N);
     for (float& v : x) {
       T t;
-      from_float(std::ldexp(float(random()) / 2147483648.0f - 1, int(random() % 12) - 6), &t);
+      from_float(std::ldexp(float(random()) / 2147483648.0f - 1, int(random() % 6) - 3), &t);
       v = qk::to_float(t);
     }
     for (float& v : bias) v = float(int(random() % 9) - 4);
@@ -130,7 +130,7 @@ void which_levels_fit() {
   CHECK(fit({0, 0, 0, 0}, 2) && fit({5}, 1) && fit({0x1p-149f, 0x1.8p-148f}, 1) && fit({0x1p127f, -0x1p127f}, 1));
   CHECK(fit({-127, 0, 1, 64}, 2) && !fit({-128, 0, 1, 64}, 2) && !fit({127, 0, 1, 128}, 2));
   CHECK(fit({0, 85, 170, 255}, 2) && !fit({0.1f, 0.3f, 0.4f, 0.9f}, 2) && !fit({1, INFINITY}, 1) && !fit({NAN, 1}, 1));
-  CHECK(!fit({0x1p-100f, 0x1p100f, 0, 0}, 2));
+  CHECK(!fit({0x1p-100f, 0x1p100f, 0, 0}, 2) && fit({1, 255}, 1) && fit({-255, 0}, 1) && !fit({1, 256}, 1) && !fit({-1, -256}, 1));
   std::vector<float> all(256);
   for (int c = 0; c < 256; c++) all[c] = float(2 * c - 255) * 0.25f;
   CHECK(fit(all, 8));
@@ -138,23 +138,32 @@ void which_levels_fit() {
   CHECK(!fit(all, 8));
 }
 
-void which_rows_fit() {
+// low, high: the smallest and the largest power of two whose steps, times the unit of the levels, are within bounds.
+void which_rows_fit(float unit, float low, float high) {
   const Weight w(4, 20, 200, 200);
-  for (int c = 0; c < 16; c++) w.levels[c] = float(c - 8);
+  for (int c = 0; c < 16; c++) w.levels[c] = float(c - 8) * unit;
   const Given given(w);
-  std::vector<float> x(9 * 200, 1.0f);
+  CHECK(given.levels.unit == unit);
+  std::vector<float> x(12 * 200, 1.0f);
   x[0 * 200 + 199] = NAN, x[1 * 200] = -INFINITY, x[2 * 200 + 5] = 1e-44f;
-  for (int k = 128; k < 200; k++) x[3 * 200 + k] = 0x1p-97f, x[4 * 200 + k] = 0x1p-98f, x[5 * 200 + k] = 0x1p110f, x[6 * 200 + k] = 0x1p109f, x[7 * 200 + k] = 0;
+  for (int k = 128; k < 200; k++) {
+    x[3 * 200 + k] = low, x[4 * 200 + k] = low / 2, x[6 * 200 + k] = high, x[7 * 200 + k] = 0;
+    x[5 * 200 + k] = high * 2;  // or infinite
+  }
+  for (int k = 128; k < 200; k++) {  // 36 of 72 or 35 are not far below the largest; zeros do not count
+    const auto size = [](int near, int k) { return k < 128 + near ? 0x1p-7f : k < 199 ? 0x1.fep-8f : -1.0f; };
+    x[9 * 200 + k] = size(35, k), x[10 * 200 + k] = size(34, k), x[11 * 200 + k] = k < 150 ? 0 : size(50, k);
+  }
   std::vector<char> fits;
-  const char want[] = {0, 0, 1, 1, 0, 0, 1, 1, 1};
+  const char want[] = {0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1};
 #ifdef QK_TILES_IN_SOFTWARE
-  const std::vector<float> y = given.product<float>(x.data(), 9, nullptr, true, &fits);
-  for (int m = 0; m < 9; m++) {
+  const std::vector<float> y = given.product<float>(x.data(), 12, nullptr, true, &fits);
+  for (int m = 0; m < 12; m++) {
     CHECK(fits[m] == want[m]);
     if (!want[m]) for (int n = 0; n < 20; n++) CHECK(y[m * 20 + n] == 0);
   }
 #else
-  for (int m = 0; m < 9; m++) {
+  for (int m = 0; m < 12; m++) {
     given.product<float>(x.data() + m * 200, 1, nullptr, false, &fits);
     CHECK(fits[0] == want[m]);
   }
@@ -174,7 +183,9 @@ int main() {
     for (int64_t group : {32, 64, 160, 256}) if (bits > 1) by_table(bits, 35, 3 * group, group, 0.75f);
   }
   which_levels_fit();
-  which_rows_fit();
+  which_rows_fit(1, 0x1p-97f, 0x1p109f);
+  which_rows_fit(0x1p-30f, 0x1p-67f, 0x1p127f);
+  which_rows_fit(0x1p20f, 0x1p-97f, 0x1p89f);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

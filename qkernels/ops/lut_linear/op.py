@@ -338,12 +338,13 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels that are no bfloat16 values and x
     in 16 bits: up to 8, and more). On these, products below 1e-27 may lose digits, or count as 0, beside larger ones.
 
-    Levels that are multiples of one number, evenly spaced and at most 255 times it (LSQ, CPQ, DAQ), meet one row of x
-    on a CPU in integers, of 3 bits or more. On AMX tiles so do more rows, also of 1 and 2 bits, and of up to 4 bits any
-    levels of at most 127 times that number: all rows of float32, and up to 4 of 16 bits (8 where W has 8 bits). The
-    sums of up to 128 products are exact then, and have the same bits in all these calls. x in each group, or 128
-    columns of it, is taken as a multiple of a step of at most 2**-29 of its largest value there: a smaller value loses
-    up to half of that.
+    On a CPU, one row of x and levels of 3 bits or more that are evenly spaced multiples of one number, at most 255
+    times it (LSQ, CPQ, DAQ), are multiplied in integers. With AMX so are more rows: in float32 all (512 and more: of
+    levels that are bfloat16 values), in 16 bits up to 4 (8 of a W of 8 bits); and there W may have 1 or 2 bits, and of
+    up to 4 bits any levels of at most 127 times that number. Sums of up to 128 products are exact then, so that a row
+    has the same bits in all these calls. In each group, or 128 columns of it, x is rounded for that, to multiples of at
+    most 2**-29 of its largest value there: by less than float32 sums round. (Rows for which that is not so, where most
+    values are below 2**-7 of the largest, go as other levels do, and so do those with nothing but values below 1e-29.)
     Under autocast x is cast as for ``F.linear``.
 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
