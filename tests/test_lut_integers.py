@@ -125,6 +125,17 @@ def test_rows_beyond_the_range_of_integers_come_from_another_kernel(dtype, name,
                 ).all(), m
 
 
+@pytest.mark.skipif("amx" not in ALL, reason="this machine has no AMX")
+def test_rows_of_small_values_beside_a_large_one_have_their_bits_in_any_batch_of_two_or_more(isa):
+    isa("amx")
+    w, x = weight(40, 512, 40), randn(20, 512)
+    x[::3] = torch.softmax(20 * x[::3], -1)
+    y = qk.lut_linear(x, w, backend="cpu")
+    assert_twice_as_good(y, x, w.dequantize(), None)
+    for rows in ([0, 1], [1, 0], [3, 6], list(range(7)), list(range(0, 20, 3))):
+        assert torch.equal(qk.lut_linear(x[rows], w, backend="cpu"), y[rows])
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_scales_and_biases_that_are_not_finite_stay_in_their_rows(name, isa):
     isa(name)

@@ -181,6 +181,17 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows) {
   return true;
 }
 
+// The rows that are left, by the matrix tiles where they can be; one of them twice, for a row alone is another kernel's.
+void finish_by_tiles(const Weight& w, const float* bias, Rows& rows) {
+  if (rows.left.empty()) return;
+  const int64_t count = std::max<int64_t>(2, rows.left.size()), K = w.packed.K * rows.bytes, N = w.packed.N * rows.bytes;
+  const Tensor x = torch::stable::new_empty(rows.x, {count, w.packed.K});
+  Tensor y = torch::stable::new_empty(rows.y, {count, w.packed.N});
+  for (int64_t i = 0; i < count; i++) memcpy(rows.at(x, i), rows.at(rows.x, rows.left[std::min<size_t>(i, rows.left.size() - 1)]), K);
+  if (!by_tiles(w, bias, {x, y})) return rows.finish(w, bias);
+  for (size_t i = 0; i < rows.left.size(); i++) memcpy(rows.at(rows.y, rows.left[i]), rows.at(y, i), N);
+}
+
 // Rows of x up to which integers are faster than the other kernels: of 16 bits, than tiles of bfloat16.
 int64_t integer_rows(const Weight& w, int dtype, bool tiles) {
   return !tiles ? 1 : dtype == 0 ? INT64_MAX : w.packed.bits == 8 ? 8 : 4;
@@ -202,14 +213,15 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
       kernels->split(x, levels, begin, end, rows.at(rows.x, m), rows.dtype, fits.data());
     });
     if (rows.M == 1 && !fits[0]) return false;
+    rows.note(fits, m);
+    if (std::none_of(fits.begin(), fits.end(), [](char fit) { return fit; })) continue;
     over_stripes(w, x.M, [&](int64_t begin, int64_t end) {
       if (!tiles) return kernels->alone(w.packed, levels, begin, end, x, bias, rows.to(m));
       static thread_local std::vector<uint8_t> own;
       tiles(w.packed, levels, begin, end, x, bias, rows.to(m), qk::scratch(own, qk::LutIntegersAmx::scratch(x)));
     });
-    rows.note(fits, m);
   }
-  rows.finish(w, bias);
+  finish_by_tiles(w, bias, rows);
   return true;
 }
 
