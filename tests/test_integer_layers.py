@@ -74,6 +74,8 @@ def test_gradients_graphs_and_other_dtypes_go_on_as_before():
     model, plain = make(), make()
     qk.use_integers_(model)
     with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model[0](x).dtype == torch.bfloat16 and torch.equal(model[0](x), plain[0](x))
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x), plain(x))
         exported = torch.export.export(model, (x,)).module()

@@ -132,7 +132,7 @@ class LutLinear(_Lut):
     def use_integers(self, on: bool = True) -> "LutLinear":
         """Multiply the integers that the activation quantizer rounds to, from now on; in place, returns the layer.
 
-        On a CPU, for float32 activations, without gradients and outside a graph, the quantizer and the product are then
+        On a CPU, for float32 activations, without gradients, autocast or a graph, the quantizer and the product are then
         one call of ``lut_linear_int``: the sums of a group are exact. Elsewhere the layer goes on as before, with sums
         that may differ in their last bits.
 
@@ -156,7 +156,9 @@ class LutLinear(_Lut):
 
     def _in_integers(self, x: Tensor) -> Tensor | None:
         own = [t for t in (self.levels, self.scale, self.bias) if t is not None]
-        if not is_inference(*own) or (grid := self.activation_quantizer.integer_grid(x)) is None:
+        if torch.is_autocast_enabled("cpu") or not is_inference(*own):
+            return None
+        if (grid := self.activation_quantizer.integer_grid(x)) is None:
             return None
         return lut_linear_int.linear(
             x, *grid, self.codes, self.levels, self.scale, self.bias,
