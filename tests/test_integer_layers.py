@@ -102,6 +102,20 @@ def test_a_nan_stays_in_its_row_and_a_changed_step_is_seen():
             layer(randn(5, 95))
 
 
+def test_what_changes_under_a_layer_is_seen():
+    model, x = make(), randn(5, 96)
+    layer = model[0]
+    qk.use_integers_(model)
+    layer.train_table(scale=False)
+    with torch.no_grad():
+        assert not torch.equal(layer(x), make()[0](x))  # still in integers
+        layer.levels.mul_(1.01).add_(torch.linspace(0, 0.1, 16))
+        truth = F.linear(layer.activation_quantizer(x), layer.weight_lut.dequantize(), layer.bias)
+        torch.testing.assert_close(layer(x), truth, rtol=1e-5, atol=1e-5)
+        layer.activation_quantizer = None
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight_lut.dequantize(), layer.bias))
+
+
 def test_the_environment_is_obeyed_and_copies_keep_it(monkeypatch):
     model, x = make(), randn(5, 96)
     qk.use_integers_(model)

@@ -132,9 +132,9 @@ class LutLinear(_Lut):
     def use_integers(self, on: bool = True) -> "LutLinear":
         """Multiply the integers that the activation quantizer rounds to, from now on; in place, returns the layer.
 
-        On a CPU, for float32 activations, without gradients, autocast or a graph, the quantizer and the product are then
-        one call of ``lut_linear_int``: the sums of a group are exact. Elsewhere the layer goes on as before, with sums
-        that may differ in their last bits.
+        On a CPU, for float32 activations, without gradients, autocast or a graph, the quantizer and the product are
+        then one call of ``lut_linear_int``: the sums of a group are exact. Elsewhere, and once its levels are no longer
+        for it, the layer goes on as before, with sums that may differ in their last bits.
 
         Raises:
             ValueError: the activation quantizer is not LSQ's or ASQ's, or the weight's levels or codes are not for
@@ -158,7 +158,7 @@ class LutLinear(_Lut):
         own = [t for t in (self.levels, self.scale, self.bias) if t is not None]
         if torch.is_autocast_enabled("cpu") or not is_inference(*own):
             return None
-        if (grid := self.activation_quantizer.integer_grid(x)) is None:
+        if self.refuses_integers() or (grid := self.activation_quantizer.integer_grid(x)) is None:
             return None
         return lut_linear_int.linear(
             x, *grid, self.codes, self.levels, self.scale, self.bias,
