@@ -236,16 +236,18 @@ def convert_(model: nn.Module) -> Report:
 
 
 def use_integers_(model: nn.Module, on: bool = True) -> list[str]:
-    """Let every packed linear layer that can multiply the integers of its activations; in place, returns their names.
+    """Let every packed linear layer that can multiply the integers of its activations, or (on=False) none; in place.
 
     Those whose activation quantizer is LSQ's or ASQ's and whose weight ``lut_linear_int`` takes; see
     ``nn.LutLinear.use_integers``. It is not stored in files: call it after ``load_packed`` too.
+
+    Returns:
+        The names of the layers that do from now on.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LutLinear)}
-    can = [name for name, layer in layers.items() if layer.refuses_integers() is None]
-    for name in can:
-        layers[name].use_integers(on)
-    return can
+    for layer in layers.values():
+        layer.use_integers(on and layer.refuses_integers() is None)
+    return [name for name, layer in layers.items() if layer.integers]
 
 
 @torch.no_grad()

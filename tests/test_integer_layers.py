@@ -83,6 +83,57 @@ def test_gradients_graphs_and_other_dtypes_go_on_as_before():
         assert torch.equal(torch.func.vmap(model)(x[:, None]), torch.func.vmap(plain)(x[:, None]))
 
 
+@pytest.mark.parametrize("activation", [PAIRS[0][1], qk.ASQ(bits=4)], ids=str)
+def test_each_reason_to_go_on_as_before(activation):
+    """Alone: what else asks for gradients is frozen."""
+    x = randn(5, 96)
+    for trains in ("bias", "levels", "scale", "x", "step", "adapter"):
+        model, plain = make(activation=activation), make(activation=activation)
+        qk.use_integers_(model)
+        layer = model[0].train_table().requires_grad_(False)
+        if trains in ("step", "adapter"):
+            quantizer = layer.activation_quantizer
+            if trains == "adapter" and not hasattr(quantizer, "adapter"):
+                continue
+            (quantizer.step if trains == "step" else quantizer.adapter[-1].weight).requires_grad_()
+        elif trains != "x":
+            getattr(layer, trains).requires_grad_()
+        y = layer(x.clone().requires_grad_(trains == "x"))
+        assert y.requires_grad and torch.equal(y, plain[0](x)), trains
+        with torch.no_grad():
+            assert not torch.equal(layer(x), plain[0](x))
+    model, plain = make(activation=activation), make(activation=activation)
+    qk.use_integers_(model)
+    with torch.no_grad():
+        assert torch.equal(torch.func.vmap(model)(x[:, None]), torch.func.vmap(plain)(x[:, None]))
+        assert model[0](x.t().contiguous().t()).shape == (5, 40)
+        assert torch.equal(model[0](x.t().contiguous().t()), model[0](x))
+        assert model[0](x[:0]).shape == (0, 40) == plain[0](x[:0]).shape
+        half, other = copy.deepcopy(model).half(), copy.deepcopy(plain).half()
+        assert half(x.half()).dtype == torch.float16 and torch.equal(half(x.half()), other(x.half()))
+        assert not torch.equal(model(x), plain(x))
+        with model[0].activation_quantizer.register_forward_hook(lambda *_: None):
+            assert torch.equal(model(x), plain(x))
+        with torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: None):
+            assert torch.equal(model(x), plain(x))
+        model[0].activation_quantizer.calibrated = plain[0].activation_quantizer.calibrated = False
+        model[0].activation_quantizer.calibration.zero_(), plain[0].activation_quantizer.calibration.zero_()
+        assert torch.equal(model(3 * x), plain(3 * x))  # calibrates
+        assert not torch.equal(model(x), plain(x))
+        model[0].activation_quantizer = nn.Identity()
+        plain[0].activation_quantizer = None
+        assert torch.equal(model(x), plain(x)) and qk.use_integers_(model, on=False) == [] and not model[0].integers
+
+
+def test_steps_can_be_frozen_afterwards():
+    model, x = make(*PAIRS[3]), randn(5, 96)
+    qk.use_integers_(model)
+    qk.nn.freeze_steps_(model, [x])
+    with torch.no_grad():
+        truth = F.linear(model[0].activation_quantizer(x), model[0].weight_lut.dequantize(), model[0].bias)
+        torch.testing.assert_close(model[0](x), truth, rtol=1e-5, atol=1e-5)
+
+
 def test_a_nan_stays_in_its_row_and_a_changed_step_is_seen():
     model, x = make(), randn(5, 96)
     qk.use_integers_(model)
@@ -144,7 +195,7 @@ def test_files_do_not_store_it(tmp_path):
     ("weight", "activation", "message"),
     [
         (qk.LSQ(bits=4), None, "the activation quantizer must be LSQ's or ASQ's, got None"),
-        (qk.LSQ(bits=4), qk.DAQ(bits=4), "the activation quantizer must be LSQ's or ASQ's, got Quantizer"),
+        (qk.LSQ(bits=4), qk.DAQ(bits=4), "the activation quantizer must be LSQ's or ASQ's, got DAQ"),
         (qk.LSQ(bits=8), qk.LSQ(bits=8), "integers up to 16 of one unit"),
         (qk.LSQ(bits=3), qk.LSQ(bits=8), "codes must be of 4 bits, or of 8 with at most 32 levels, got 3 bits"),
         (qk.DQ(bits=4), qk.LSQ(bits=8), "levels must be 0 or"),

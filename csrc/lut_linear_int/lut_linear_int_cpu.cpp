@@ -92,8 +92,8 @@ std::vector<int32_t> offsets(const uint8_t* x, int64_t M, const qk::PostWeight& 
   return out;
 }
 
-// x [M, k] as bytes: itself, or of floats lsq's integers from qmin to qmax. steps [M]: of its rows, times unit; NaN where step is not
-// positive or a row has one.
+// x [M, k] as bytes: itself, or of floats lsq's integers from qmin to qmax. steps [M]: of its rows, times unit; NaN where step is
+// not positive, or there is a NaN in the row.
 Tensor integers(const Tensor& x, const Tensor& step, int64_t qmin, int64_t qmax, float unit, std::vector<float>& steps) {
   const int64_t M = x.size(0), k = x.size(1), each = M / step.numel();
   const float* of = static_cast<const float*>(step.data_ptr());

@@ -6,8 +6,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..methods import describe
+from ..ops.asq.config import ASQ
 from ..ops.function import is_inference
 from ..ops.lsq.config import LSQ
 from ..ops.lut_linear import conv, op
@@ -110,6 +112,11 @@ class _Lut(nn.Module):
         return ", ".join(part for part in parts if part)
 
 
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a hook would run at a call of the module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or _has_any_global_hook())
+
+
 class LutLinear(_Lut):
     """``lut_linear(activation_quantizer(x), weight_lut, bias)``: a linear layer that runs packed.
 
@@ -132,13 +139,14 @@ class LutLinear(_Lut):
     def use_integers(self, on: bool = True) -> "LutLinear":
         """Multiply the integers that the activation quantizer rounds to, from now on; in place, returns the layer.
 
-        On a CPU, for float32 activations, without gradients, autocast or a graph, the quantizer and the product are
-        then one call of ``lut_linear_int``: the sums of a group are exact. Elsewhere, and once its levels are no longer
-        for it, the layer goes on as before, with sums that may differ in their last bits.
+        On a CPU, for float32 activations, without gradients (under ``torch.no_grad()``: a bias that trains asks for
+        them), autocast or a graph, the quantizer and the product are then one call of ``lut_linear_int``, whose sums of
+        up to 4096 columns of a group are exact. Elsewhere, where the quantizer has hooks, and once the levels are no
+        longer for it, the layer goes on as before, with sums that may differ in their last bits.
 
         Raises:
-            ValueError: the activation quantizer is not LSQ's or ASQ's, or the weight's levels or codes are not for
-                ``lut_linear_int``.
+            ValueError: the activation quantizer is not LSQ's or ASQ's, the weight is not on a CPU, or its levels or
+                codes are not for ``lut_linear_int``.
         """
         if on and (why := self.refuses_integers()):
             raise ValueError(f"LutLinear.use_integers: {why}")
@@ -148,21 +156,24 @@ class LutLinear(_Lut):
     def refuses_integers(self) -> str | None:
         """Why ``use_integers`` would refuse the layer, or None."""
         quantizer = self.activation_quantizer
-        if not isinstance(quantizer, AdaptiveStep) and not (
-            isinstance(quantizer, Quantizer) and isinstance(quantizer.config, LSQ)
-        ):
-            return f"the activation quantizer must be LSQ's or ASQ's, got {quantizer}"
+        if type(quantizer) not in (Quantizer, AdaptiveStep) or not isinstance(quantizer.config, (LSQ, ASQ)):
+            what = None if quantizer is None else type(getattr(quantizer, "config", quantizer)).__name__
+            return f"the activation quantizer must be LSQ's or ASQ's, got {what}"
         return lut_linear_int.refusal(self.levels, self.bits)
 
     def _in_integers(self, x: Tensor) -> Tensor | None:
+        """The layer's output by ``lut_linear_int``, or None where that has no place."""
+        quantizer, n, k = self.activation_quantizer, self.out_features, self.in_features
         own = [t for t in (self.levels, self.scale, self.bias) if t is not None]
-        if torch.is_autocast_enabled("cpu") or not is_inference(*own):
+        if not is_inference(*own) or torch.is_autocast_enabled("cpu") or self.refuses_integers():
             return None
-        if self.refuses_integers() or (grid := self.activation_quantizer.integer_grid(x)) is None:
+        if _is_watched(quantizer) or x.layout != torch.strided or x.dim() == 0 or x.shape[-1] != k:
+            return None
+        if (self.bias is not None and self.bias.shape != (n,)) or (grid := quantizer.integer_grid(x)) is None:
             return None
         return lut_linear_int.linear(
             x, *grid, self.codes, self.levels, self.scale, self.bias,
-            weight_bits=self.bits, group_size=self.group_size, n=self.out_features, k=self.in_features,
+            weight_bits=self.bits, group_size=self.group_size, n=n, k=k,
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:

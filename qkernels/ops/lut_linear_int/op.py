@@ -65,9 +65,11 @@ def lut_linear_int(
         y[m, n] = step[m] * sum over segments of  scale[n, group] * (sum of x * even  +  sqrt(2) * sum of x * odd)
     with sqrt(2) as 1.4140625 = 181/128, the constant of POST's levels. Levels that are integers (LSQ, CPQ, DAQ) have
     the first sum only. A segment is up to 4096 columns of a group; what is in brackets is exact, and rounded to float32
-    once. The same bits on every backend and instruction set, for any number of rows and threads. No gradients. (Derived
-    from the levels; the paper, arXiv:2504.17263, speaks of a look-up table of products, which its authors' release has
-    no code for.)
+    once. The same bits on every backend and instruction set, for any number of rows and threads. (Derived from the
+    levels; the paper, arXiv:2504.17263, speaks of a look-up table of products, which its authors' release has no code
+    for.)
+
+    Nothing has gradients: not a float x either.
 
     Args:
         x: [..., K], int8 or uint8: activations in units of step. Of ``h = qk.harden("lsq", x, step, ...)`` they are
@@ -76,8 +78,8 @@ def lut_linear_int(
         step: [P], float, positive: the unit of x; x's rows split into P equal blocks (1: one for all; ASQ has one a
             sample). step <= 0 gives NaN there.
         w: a packed weight [N, K] or [N, ...]. Its levels are integers up to 16 of a unit that is a power of 2 (LSQ, CPQ
-            and DAQ of up to 4 bits), or 0 and +-2**(j/2), the largest at most 2**4 times the smallest (POST of up to 4
-            bits, any grid).
+            and DAQ of up to 4 bits, LSQ and CPQ of 5), or 0 and +-2**(j/2), the largest at most 2**4 times the smallest
+            (POST of up to 4 bits, any grid).
         bias: [N], float, or None.
         bits, signed: the grid of a float x, as ``qk.lsq`` has it; bits 2 to 8 (unsigned: 1 to 8).
         backend: "reference" | "cpu" (codes of 4 bits, or of 8 bits with at most 32 levels; other codes take the
@@ -153,8 +155,6 @@ def linear(
 
     step: float32 [P], contiguous, without gradients.
     """
-    if x.dim() == 0 or x.shape[-1] != k:
-        raise ValueError(f"lut_linear_int: x must have shape [..., K={k}], got {list(x.shape)}")
     qmin, qmax = int_range("lut_linear_int", bits, signed)
     rows = x.reshape(-1, k).contiguous()
     bias = None if bias is None else bias.detach()
@@ -167,6 +167,8 @@ def refusal(levels: Tensor, bits: int) -> str | None:
     """Why the CPU kernel cannot multiply a weight of such levels and codes, or None."""
     if "cpu" not in backends.backends_of("lut_linear_int"):
         return "the compiled kernels are not built"
+    if levels.device.type != "cpu":
+        return f"the weight must be on a CPU, got {levels.device}"
     try:
         reference.split(levels)
     except ValueError as error:
