@@ -6,8 +6,11 @@
 #else
 #include "../../csrc/lut_linear_int/lut_linear_int_rows.h"
 #endif
+#include "../../csrc/lut_linear_int/lut_linear_int_quantize_simd.cpp"
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <new>
 #include <random>
 #include "check.h"
@@ -80,9 +83,35 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
     }
 }
 
+// lsq's integers, of rows of any length: ties, what is clamped, infinities, and a NaN wherever it is.
+template <class T> void quantizes(int64_t K, float lo, float hi) {
+  const int64_t M = 6, each = 2;
+  Memory<T> x(M * K);
+  Memory<float> step(M / each);
+  Memory<uint8_t> to(M * K);
+  Memory<char> numbers(M);
+  const float values[] = {0.5f, -1.5f, 2.5f, -0.0f, 1e4f, -1e4f, INFINITY, -INFINITY, 3.25f, -7.0f, 127.5f};
+  for (int64_t i = 0; i < M * K; i++) qk::from_float(values[i % 11], &x[i]);
+  qk::from_float(NAN, &x[3 * K + K - 1]);
+  step[0] = 1, step[1] = 0.25f, step[2] = -1;
+  const int dtype = sizeof(T) == 4 ? 0 : std::is_same_v<T, qk::half> ? 1 : 2;
+  quantize({lo, hi}, x.data, dtype, 0, 4, K, each, step.data, to.data, numbers.data);
+  quantize({lo, hi}, x.data, dtype, 4, M, K, each, step.data, to.data, numbers.data);
+  for (int64_t m = 0; m < M; m++) {
+    CHECK(numbers[m] == (m < 3));
+    for (int64_t k = 0; k < K; k++) {
+      const float v = std::nearbyint(std::min(std::max(qk::to_float(x[m * K + k]) / step[m / each], lo), hi));
+      CHECK(to[m * K + k] == (m >= 4 || (m == 3 && k == K - 1) ? 0 : uint8_t(int(v))));
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+  for (int64_t K : {1, 15, 16, 17, 64, 100}) {
+    quantizes<float>(K, -128, 127), quantizes<qk::half>(K, 0, 255), quantizes<qk::bfloat>(K, -8, 7);
+  }
 #ifdef QK_TILES_IN_SOFTWARE
   for (const auto& [N, K, group] : {std::array<int64_t, 3>{1, 64, 64}, {17, 192, 64}, {33, 128, 128}, {5, 384, 192}, {16, 4224, 4224}})
     for (int64_t M : {1, 2, 16, 17, 33, 49})
