@@ -13,6 +13,7 @@ from qkernels import backends
 from qkernels.nn import LutLinear
 from qkernels.ops.lut_linear_int import op
 
+from .isas import ALL
 from .test_matmul import randn
 
 pytestmark = pytest.mark.skipif("cpu" not in backends.backends_of("lut_linear_int"), reason="no compiled kernels")
@@ -24,6 +25,11 @@ PAIRS = [
     (qk.POST(bits=4), qk.ASQ(bits=8, bound=1.0)),
     (qk.LSQ(bits=4, granularity=32), qk.LSQ(bits=3)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def whatever_pays(monkeypatch):
+    monkeypatch.setattr(op, "FEW_ROWS", 0)
 
 
 def make(weight=PAIRS[0][0], activation=PAIRS[0][1], k: int = 96, n: int = 40) -> nn.Sequential:
@@ -123,6 +129,18 @@ def test_each_reason_to_go_on_as_before(activation):
         model[0].activation_quantizer = nn.Identity()
         plain[0].activation_quantizer = None
         assert torch.equal(model(x), plain(x)) and qk.use_integers_(model, on=False) == [] and not model[0].integers
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_few_rows_on_amx_go_on_as_before(name, isa, monkeypatch):
+    isa(name)
+    monkeypatch.undo()
+    model, plain, x = make(), make(), randn(9, 96)
+    qk.use_integers_(model)
+    with torch.no_grad():
+        for rows in (x[:1], x[:8], x[:8].view(2, 4, 96)):
+            assert torch.equal(model[0](rows), plain[0](rows)) == (name == "amx"), rows.shape
+        assert not torch.equal(model[0](x), plain[0](x))
 
 
 def test_steps_can_be_frozen_afterwards():

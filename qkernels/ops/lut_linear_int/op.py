@@ -1,5 +1,7 @@
 """Integer activations times a packed weight whose levels are powers of sqrt(2) or integers: sums without a rounding."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from qkernels.pack import LutWeight, matrix_shape
 from . import reference
 
 _DTYPES = (torch.int8, torch.uint8, *backends.FLOATS)  # of x
+FEW_ROWS = 8  # up to which, on AMX, lut_linear streams a weight from memory faster
 _WIDTHS = (4, 8)  # of codes that the CPU kernel reads; of 8 bits only codes below 32
 _op = backends.define(
     "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor codes, Tensor levels, Tensor scale, "
@@ -161,6 +164,11 @@ def linear(
     args = (rows, step, qmin, qmax, codes, levels.detach(), scale.detach(), bias, weight_bits, group_size, n, k)
     y = _cpu(*args) if backends.is_plain(x) and backends.asked() is None else _op(*args, "auto")
     return y.reshape(*x.shape[:-1], n)
+
+
+def pays(x: Tensor) -> bool:
+    """Whether ``linear`` is faster for such an x [..., k] than its quantizer and ``lut_linear``."""
+    return math.prod(x.shape[:-1]) > FEW_ROWS or torch.ops.qkernels_cpu.isa("") != "amx"
 
 
 def refusal(levels: Tensor, bits: int) -> str | None:
