@@ -61,8 +61,8 @@ struct IntegerLevels {
 };
 
 // x as integers times a step, a power of two, of each row's segment: of four digits in base 256, -128 to 127, the lowest first.
-// They are rounded to multiples of 2**-29 of the power of two at or below the largest value of the segment: 2**-31 of that is what most
-// values are off at most, and 2**-24 of themselves, for a row in which they are not is not for these kernels.
+// They are rounded to multiples of 2**-29 of the power of two at or below the largest value of the segment, so by at most 2**-30 of it;
+// which is at most 2**-23 of most values, for a row in which it is not is not for these kernels.
 struct IntegerRows {
   static constexpr int kDigits = 4;
   struct Segment {
