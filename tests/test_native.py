@@ -17,7 +17,14 @@ import torch
 from qkernels import backends
 
 ROOT = Path(__file__).parent.parent
-CXX = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+IS_CLANG = CXX and "clang" in subprocess.run([CXX, "--version"], capture_output=True, text=True).stdout
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+CLANG = {  # what gcc is told by pragma
+    "-DQK_ISA=0": [],
+    "-DQK_ISA=2": AVX2,
+    "-DQK_ISA=512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
+}
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 UNOPTIMIZED = ["-O0", "-Wno-maybe-uninitialized"]  # where compiling takes longer than running
 
@@ -30,6 +37,7 @@ def run(source: str, tmp_path: Path, *flags: str) -> str:
         "-ffp-contract=off",
         "-Wno-psabi",
         *flags,
+        *(option for flag in flags if IS_CLANG for option in CLANG.get(flag, ())),
         str(ROOT / "tests/cpp" / source),
         "-o",
         str(binary),
@@ -82,8 +90,6 @@ def test_sums_of_integers_have_the_bits_of_their_definition(isa, needs, tmp_path
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if not needs <= set(flags.split()):
         pytest.skip(f"needs a CPU with {', '.join(sorted(needs))}")
-    if "TILES" in isa and not Path(CXX).name.startswith(("g++", "c++")):
-        pytest.skip("needs GCC")
     flags = [*SANITIZE, *UNOPTIMIZED, *f"-DQK_ISA={isa}".split()]
     assert run("test_lut_integers_on_host.cpp", tmp_path, *flags) == "0 failures\n"
 
@@ -92,7 +98,7 @@ def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if not set(flags.split()) >= AVX512:
         pytest.skip("needs a CPU with AVX-512")
-    assert run("test_lut_pairs_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED) == "0 failures\n"
+    assert run("test_lut_pairs_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_ISA=512") == "0 failures\n"
 
 
 def test_matrix_tiles_are_right_in_software_and_on_a_processor_that_has_them(tmp_path):
@@ -100,12 +106,11 @@ def test_matrix_tiles_are_right_in_software_and_on_a_processor_that_has_them(tmp
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if not set(flags.split()) >= AVX512:
         pytest.skip("needs a CPU with AVX-512")
-    if not Path(CXX).name.startswith(("g++", "c++")):
-        pytest.skip("needs GCC")
-    said = run("test_lut_amx_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_TILES_IN_SOFTWARE")
+    source, flags = "test_lut_amx_on_host.cpp", [*UNOPTIMIZED, "-DQK_ISA=512"]
+    said = run(source, tmp_path, *SANITIZE, *flags, "-DQK_TILES_IN_SOFTWARE")
     assert said.startswith("0 failures\n")
     if backends.HAS_COMPILED and "amx" in torch.ops.qkernels_cpu.isas().split(", "):
-        assert run("test_lut_amx_on_host.cpp", tmp_path, *UNOPTIMIZED) == said
+        assert run(source, tmp_path, *flags) == said
 
 
 def build_folder() -> Path:

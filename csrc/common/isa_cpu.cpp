@@ -19,7 +19,7 @@ const char* const kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx"};
 
 // AMX-BF16 and AMX-INT8: the processor has them, the system saves its registers, and lets this process use them.
 bool may_use_amx() {
-#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__linux__)
   unsigned a, b, c, d;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kXsave = 1u << 27;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kXsave)) return false;

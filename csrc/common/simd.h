@@ -5,7 +5,7 @@
 // A file that includes this is compiled once per instruction set (QK_ISA = 512, 2 or 0) and holds nothing else: no torch, no
 // standard containers. Everything is in an anonymous namespace, so that no function compiled for AVX-512 can be linked into
 // code that runs on an older CPU (a test reads the symbols). The target is set by pragma rather than by -m flags for
-// the same reason.
+// the same reason (for clang, whose pragma must end in the same file, by CMakeLists.txt's flags).
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -21,22 +21,28 @@
 #endif
 #if QK_ISA == 512
 #define QK_NAME(op) op##_avx512
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
-#else
+#ifndef __clang__
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 #elif QK_ISA == 2
 #define QK_NAME(op) op##_avx2
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
+#ifndef __clang__
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #else
 #define QK_NAME(op) op##_scalar
 #undef QK_LONG
 #define QK_LONG __attribute__((noinline))
+#endif
+
+// Between them a file may use instructions that its set does not name.
+#define QK_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define QK_ALSO(target_) QK_PRAGMA(clang attribute push(__attribute__((target(target_))), apply_to = function))
+#define QK_NO_MORE QK_PRAGMA(clang attribute pop)
+#else
+#define QK_ALSO(target_) QK_PRAGMA(GCC target(target_))
+#define QK_NO_MORE
 #endif
 
 #define QK_IN static inline __attribute__((always_inline))

@@ -11,7 +11,7 @@
 #include "../common/simd.h"
 #include "lut_linear.h"
 
-#if QK_ISA == 512 && !defined(__clang__)
+#if QK_ISA == 512
 #include "lut_parts.h"
 #include "lut_tiles.h"
 

@@ -4,9 +4,9 @@
 #include "../common/simd.h"
 #include "lut_linear.h"
 
-#if QK_ISA == 512 && !defined(__clang__)
+#if QK_ISA == 512
 #ifndef QK_DOT_PAIRS
-#pragma GCC target("avx512bf16")
+QK_ALSO("avx512bf16")
 #endif
 #include "lut_words.h"
 
@@ -56,6 +56,9 @@ void linear(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int6
 }
 
 }  // namespace
+#ifndef QK_DOT_PAIRS
+QK_NO_MORE
+#endif
 #define QK_PAIRS linear
 #else
 #define QK_PAIRS nullptr

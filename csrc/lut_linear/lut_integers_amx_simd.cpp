@@ -4,7 +4,7 @@
 #include "../common/simd.h"
 #include "lut_integers.h"
 
-#if QK_ISA == 512 && !defined(__clang__)
+#if QK_ISA == 512
 #include "lut_quads.h"
 #include "lut_tiles.h"
 

@@ -4,12 +4,9 @@
 // bits becomes float32, times 65536 plus the rest is rounded once, then times the step of x and the unit of the levels, which are
 // one factor; that times the scale is added to the total with one rounding; then the bias.
 #include "../common/simd.h"
+#include "lut_integers.h"
 #if QK_ISA == 512
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512vnni"))), apply_to = function)
-#else
-#pragma GCC target("avx512vnni")
-#endif
+QK_ALSO("avx512vnni")
 #endif
 #include "lut_quads.h"
 
@@ -255,6 +252,9 @@ void alone(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t 
 }
 
 }  // namespace
+#if QK_ISA == 512
+QK_NO_MORE
+#endif
 
 namespace qk {
 extern const LutIntegers QK_NAME(lut_integers);

@@ -4,7 +4,7 @@
 #include "../common/simd.h"
 #include "lut_linear_int.h"
 
-#if QK_ISA == 512 && !defined(__clang__)
+#if QK_ISA == 512
 #include "../common/amx.h"
 #include "../common/t16_simd.h"
 

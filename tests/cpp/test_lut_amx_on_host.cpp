@@ -1,6 +1,5 @@
 // lut_linear on matrix tiles: with its instructions in software (QK_TILES_IN_SOFTWARE), or on a processor that has them. The last
 // line is a checksum of every result: both give the same bits.
-#define QK_ISA 512
 #include "../../csrc/lut_linear/lut_amx_simd.cpp"
 
 #include "packed.h"

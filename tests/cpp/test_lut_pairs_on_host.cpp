@@ -1,5 +1,4 @@
 // The AVX-512 BF16 kernel with its one special instruction in software, on a CPU that need not have it.
-#define QK_ISA 512
 #define QK_DOT_PAIRS
 #include "../../csrc/lut_linear/lut_bf16_simd.cpp"
 
