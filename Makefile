@@ -48,6 +48,7 @@ gpu-bench:
 	  matmul="$(PYTHON) -m bench matmul --device cuda --json $$gpu-matmul"; \
 	  $(PYTHON) -m bench quant --device cuda --json "$$gpu.jsonl" || status=1; \
 	  QKERNELS_BACKEND=cuda $$matmul-cuda.jsonl || status=1; \
+	  QKERNELS_BACKEND=cuda QKERNELS_PDL=1 $$matmul-pdl.jsonl --bits 4 2 --rows 1 16 || status=1; \
 	  QKERNELS_BACKEND=cuda QKERNELS_WGMMA=1 $$matmul-wgmma.jsonl --rows 128 256 512 || status=1; \
 	  QKERNELS_BACKEND=triton $$matmul-triton.jsonl --bits 4 2 --rows 1 16 128 || status=1; \
 	  exit $$status

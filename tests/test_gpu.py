@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.export.passes import move_to_device_pass
 
 import qkernels as qk
 from qkernels import backends
@@ -148,18 +149,19 @@ def test_the_wgmma_kernel_multiplies_integers_exactly_and_sums_as_well_as_plain_
 @pytest.mark.parametrize(("N", "K", "P"), WEIGHTS)
 def test_packed_weights_become_the_same_floats(backend, bits, N, K, P):
     w = make(N, K, bits=bits, P=P).to("cuda")
-    got, want = qk.lut_dequantize(w, backend=backend), w.dequantize()
-    assert torch.equal(got, want) and torch.equal(got.signbit(), want.signbit())
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        got, want = qk.lut_dequantize(w, dtype, backend=backend), w.dequantize().to(dtype)
+        assert torch.equal(got, want) and torch.equal(got.signbit(), want.signbit())
 
 
 @pytest.mark.parametrize("backend", LUT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bits", tuple(PLANES))
 def test_sums_with_packed_weights_are_within_twice_the_error_of_plain_pytorch(backend, dtype, bits):
-    """Levels that x's dtype cannot hold, in float32 all the same."""
+    """Levels that x's dtype cannot hold, in float32 all the same; or, for many rows, in that dtype, as there."""
     for N, K, P in WEIGHTS:
         w = make(N, K, bits=bits, P=P).to("cuda")
-        for M in (1, 9, 40):
+        for M in (1, 9, 40, MOST_ROWS + 1, 300):
             x, bias = randn(M, K).to("cuda", dtype), randn(N).to("cuda", dtype)
             assert_twice_as_good(qk.lut_linear(x, w, bias, backend=backend), x, w.dequantize(), bias)
 
@@ -209,6 +211,60 @@ def test_a_graph_of_a_packed_layer_replays(backend, M):
         x.copy_(randn(M, K, seed=3))
         graph.replay()
         assert torch.equal(y, qk.lut_linear(x, w, backend=backend))
+
+
+@with_cuda
+@pytest.mark.parametrize("wgmma", ["0", "1"])
+def test_a_chain_of_kernels_that_start_early_has_the_same_bits(wgmma, monkeypatch):
+    """Each reads what the one before it writes: with K in parts, with a padded x, with tens and hundreds of rows."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs Hopper or newer")
+    monkeypatch.setenv("QKERNELS_WGMMA", wgmma)
+    weights = [make(N, K, P=P).to("cuda") for N, K, P in ((709, 4096, 709), (16384, 709, 16384), (4096, 16384, 4096))]
+    for M in (1, 9, MOST_ROWS, 300):
+        x, ends = randn(M, 4096).to("cuda", torch.bfloat16), []
+        for early in ("0", "1", "1", "1"):
+            monkeypatch.setenv("QKERNELS_PDL", early)
+            y = x
+            for w in weights * 4:
+                y = qk.lut_linear(y, w, backend="cuda")
+            ends.append(y)
+        assert ends[0].isfinite().all() and ends[0].any() and all(torch.equal(y, ends[0]) for y in ends)
+
+
+def packed_layers():
+    """A linear layer and a convolution, packed, each with an input."""
+    linear = qk.nn.LutLinear(torch.nn.Linear(96, 33), make(33, 96, P=99))
+    w = make(33, 96 * 9, P=33)
+    w = qk.LutWeight(w.codes, w.levels, w.scale, w.bits, w.group_size, (33, 96, 3, 3))
+    return (linear, randn(5, 96)), (
+        qk.nn.LutConv2d(torch.nn.Conv2d(96, 33, 3, padding=1), w),
+        randn(5, 96 * 49).view(5, 96, 7, 7),
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["linear", "conv"])
+@pytest.mark.parametrize("backend", LUT)
+def test_a_cuda_graph_of_a_packed_layer_and_a_graph_exported_on_a_cpu(backend, which, monkeypatch):
+    layer, x = packed_layers()[which]
+    exported = torch.export.export(layer.eval(), (x,))
+    monkeypatch.setenv("QKERNELS_BACKEND", backend)
+    layer, x = layer.to("cuda"), x.to("cuda")
+    with torch.no_grad():
+        y = layer(x)
+    torch.testing.assert_close(move_to_device_pass(exported, "cuda").module()(x), y, rtol=0, atol=0)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.no_grad():
+        layer(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        y = layer(x)
+    x.mul_(2)
+    graph.replay()
+    with torch.no_grad():
+        torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", LUT)

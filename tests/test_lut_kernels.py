@@ -1,17 +1,27 @@
 """What the kernels of lut_linear for a GPU promise and a machine without one can show. Their CUDA part runs in
 tests/test_native.py, thread by thread; tests/test_gpu.py is for a GPU."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import qkernels as qk
 from qkernels.ops.lut_linear import op
-from qkernels.ops.lut_linear.plan import MOST_COLUMNS, MOST_PREFILL_ROWS, MOST_ROWS, Plan, pick
+from qkernels.ops.lut_linear.plan import (
+    MOST_COLUMNS,
+    MOST_PREFILL_ROWS,
+    MOST_ROWS,
+    Plan,
+    chunk_rows,
+    fills,
+    pick,
+)
 from qkernels.pack import PLANES, LutWeight
 
 from .test_gpu import SPREAD
-from .test_matmul import make, randint, randn
+from .test_matmul import assert_twice_as_good, make, randint, randn
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py runs it on the GPU")
 
@@ -61,14 +71,14 @@ def cuda_calls(monkeypatch):
     """op._cuda_linear on CPU tensors: a device of 4 multiprocessors, and the calls of the decode kernel, not run."""
     calls = []
 
-    def decode(x, codes, levels, scale, bias, bits, group_size, n, k, stripes, splits, warps):
-        calls.append((x.shape[0], Plan("decode", stripes, splits, warps)))
+    def decode(x, codes, levels, scale, bias, bits, group_size, n, k, stripes, splits, warps, early):
+        calls.append((x.shape[0], Plan("decode", stripes, splits, warps), *["early"] * early))
         return op._reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
 
     monkeypatch.setattr(op, "_sms", lambda device: 4)
 
-    def prefill(x, codes, levels, scale, bias, bits, group_size, n, k, splits):
-        calls.append((x.shape[0], Plan("prefill", splits=splits)))
+    def prefill(x, codes, levels, scale, bias, bits, group_size, n, k, splits, early):
+        calls.append((x.shape[0], Plan("prefill", splits=splits), *["early"] * early))
         return op._reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
 
     monkeypatch.setattr(torch.ops.qkernels_cuda, "lut_decode", decode, raising=False)
@@ -76,6 +86,8 @@ def cuda_calls(monkeypatch):
     monkeypatch.setattr(op, "_CHUNK", 16 * 96 * 2)
     whole = op._dequantize
     monkeypatch.setattr(op, "_dequantize", lambda *args: whole(*args[:-1], "reference"))  # for "cuda"
+    monkeypatch.setattr(op, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(op, "_product", lambda a, b: a.float() @ b.float())  # torch.mm with out_dtype is CUDA's
     return calls
 
 
@@ -87,6 +99,41 @@ def test_cuda_decodes_for_few_rows_and_makes_the_weight_for_many(cuda_calls, dty
     assert y.dtype == dtype and torch.equal(y, F.linear(x.double(), w.dequantize().double(), bias.double()).to(dtype))
     decoded = dtype != torch.float32 and M <= MOST_ROWS
     assert cuda_calls == ([(M, pick(M, 75, 96, 4, dtype, 4))] if decoded else [])
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("M", [MOST_ROWS + 1, 700])
+def test_many_rows_on_cuda_meet_the_weight_in_their_dtype(cuda_calls, monkeypatch, dtype, M, with_bias):
+    """As F.linear does with the weight in that dtype; parts that the library would split are summed in float32."""
+    dtypes, inner = [], op._dequantize
+    monkeypatch.setattr(op, "_dequantize", lambda *args: dtypes.append((args[5], args[-2])) or inner(*args))
+    monkeypatch.setattr(op, "chunk_rows", lambda *args: 32)  # rows of 75: two chunks and a remainder
+    w, x, bias = make(75, 96, P=225), randn(M, 96).to(dtype), randn(75, seed=2) if with_bias else None
+    y = op._cuda_linear(x, w.codes, w.levels, w.scale, bias, 4, 32, 75, 96)
+    assert dtypes == [(32, dtype), (32, dtype), (11, dtype)]
+    assert_twice_as_good(y, x, w.dequantize().to(dtype).float(), None if bias is None else bias.to(dtype).float())
+
+
+def test_chunks_of_the_weight_fill_a_device_and_otherwise_its_cache():
+    for M, K, sms in itertools.product((1, 65, 128, 129, 256, 512, 4096), (32, 4096, 8192, 1 << 20), (1, 108, 132)):
+        rows = chunk_rows(M, K, sms)
+        assert rows % 128 == 0 and fills(M, rows, sms)
+        assert rows * K <= 12 << 20 or not fills(M, rows - 128, sms)
+    assert (chunk_rows(256, 4096, 132), chunk_rows(4096, 4096, 132)) == (66 * 128, 3072)
+    assert fills(256, 66 * 128, 132) and not fills(256, 65 * 128, 132)
+
+
+@pytest.mark.parametrize("capability, switch", [((9, 0), "1"), ((10, 0), "1"), ((9, 0), "0"), ((8, 0), "1")])
+def test_kernels_start_early_on_hopper_and_on_request_only(cuda_calls, monkeypatch, capability, switch):
+    monkeypatch.setattr(op, "_capability", lambda device: capability)
+    monkeypatch.setenv("QKERNELS_PDL", switch)
+    monkeypatch.setenv("QKERNELS_WGMMA", "1")
+    w = make(75, 192, P=225, integers=True)
+    for M in (3, 100):
+        op._cuda_linear(randint(M, 192).bfloat16(), w.codes, w.levels, w.scale, None, 4, 64, 75, 192)
+    assert len(cuda_calls) == 1 + (capability == (9, 0))
+    assert all(call[2:] == (("early",) if switch == "1" and capability >= (9, 0) else ()) for call in cuda_calls)
 
 
 @pytest.mark.parametrize("capability, switch", [((9, 0), "1"), ((9, 0), "0"), ((8, 0), "1")])

@@ -322,7 +322,7 @@ def test_opcheck(bits):
         for x, bias in ((randn(3, 96), randn(24)), (randn(1, 96).bfloat16(), None), (torch.zeros(0, 96), None)):
             args = (x, w.codes, w.levels, w.scale, bias, *rest, backend)
             torch.library.opcheck(torch.ops.qkernels.lut_linear.default, args, test_utils=tests)
-        args = (w.codes, w.levels, w.scale, *rest, backend)
+        args = (w.codes, w.levels, w.scale, *rest, torch.bfloat16, backend)
         torch.library.opcheck(torch.ops.qkernels.lut_dequantize.default, args, test_utils=tests)
 
 

@@ -102,14 +102,15 @@ __device__ __forceinline__ int fresh(int v) {
   return v;
 }
 
-// Programmatic dependent launch: what comes before the wait overlaps with the end of the kernel before.
+// Programmatic dependent launch: what comes before the wait overlaps with the end of the kernel before. Of a kernel that was not
+// launched `early` (launch_shared) both do nothing.
 __device__ __forceinline__ void wait_for_previous_grid() {
-#if defined(QK_PDL) && __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void let_next_grid_start() {
-#if defined(QK_PDL) && __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }

@@ -13,7 +13,7 @@ inline unsigned char* dynamic_shared() { return simt::shared.get(); }
 #define QK_LAUNCH(kernel, grid, threads, stream, ...) simt::launch({grid, 1, 1}, threads, 0, [=] { kernel(__VA_ARGS__); })
 namespace qk {
 template <class Args>
-cudaError_t launch_shared(void (*kernel)(Args), Grid grid, unsigned threads, size_t shared, cudaStream_t, const Args& args) {
+cudaError_t launch_shared(void (*kernel)(Args), Grid grid, unsigned threads, size_t shared, bool, cudaStream_t, const Args& args) {
   simt::launch({grid.x, grid.y, grid.z}, threads, shared, [=] { kernel(args); });
   return cudaSuccess;
 }
@@ -29,10 +29,10 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 }
 #define QK_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<grid, threads, 0, stream>>>(__VA_ARGS__)
 namespace qk {
-// With `shared` bytes of dynamic shared memory. Built with QK_PDL, on sm_90, the kernel may start before the one in front of it
-// in the stream has ended (wait_for_previous_grid in ptx.cuh).
+// With `shared` bytes of dynamic shared memory. early: on sm_90 and newer, the kernel may start before the one in front of it in the
+// stream has ended (wait_for_previous_grid in ptx.cuh).
 template <class Args>
-cudaError_t launch_shared(void (*kernel)(Args), Grid grid, unsigned threads, size_t shared, cudaStream_t stream, const Args& args) {
+cudaError_t launch_shared(void (*kernel)(Args), Grid grid, unsigned threads, size_t shared, bool early, cudaStream_t stream, const Args& args) {
   cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (e != cudaSuccess) return e;
   cudaLaunchConfig_t config{};
@@ -40,16 +40,11 @@ cudaError_t launch_shared(void (*kernel)(Args), Grid grid, unsigned threads, siz
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-#ifdef QK_PDL
-  int device = 0, major = 0;
-  if ((e = cudaGetDevice(&device)) != cudaSuccess) return e;
-  if ((e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) != cudaSuccess) return e;
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = major >= 9;
-#endif
+  cudaLaunchAttribute serialization{};
+  serialization.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  serialization.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &serialization;
+  config.numAttrs = early;
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 }

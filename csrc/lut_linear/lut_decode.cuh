@@ -403,7 +403,7 @@ DecodeArgs decode_args(const Decode& d) {
 template <class T>
 cudaError_t lut_reduce(const DecodeArgs& args, cudaStream_t stream) {
   const int64_t wanted = (args.d.M * args.d.w.N + kDecodeThreads - 1) / kDecodeThreads;
-  return launch_shared(lut_reduce_kernel<T>, {unsigned(wanted < 65536 ? wanted : 65536), 1, 1}, kDecodeThreads, 0, stream, args);
+  return launch_shared(lut_reduce_kernel<T>, {unsigned(wanted < 65536 ? wanted : 65536), 1, 1}, kDecodeThreads, 0, args.d.plan.early, stream, args);
 }
 
 template <class T, int BITS, int NT, bool FINE>
@@ -413,7 +413,7 @@ cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
   constexpr int kRows = tile_rows<BITS> * NT;
   const Grid grid{unsigned((d.M + kRows - 1) / kRows), unsigned((args.stripes + d.plan.stripes - 1) / d.plan.stripes),
                   unsigned(d.plan.splits)};
-  const cudaError_t e = launch_shared(lut_decode_kernel<T, BITS, NT, FINE>, grid, kDecodeThreads, kDecodeShared, stream, args);
+  const cudaError_t e = launch_shared(lut_decode_kernel<T, BITS, NT, FINE>, grid, kDecodeThreads, kDecodeShared, d.plan.early, stream, args);
   return e == cudaSuccess && d.plan.splits > 1 ? lut_reduce<T>(args, stream) : e;
 }
 

@@ -16,11 +16,13 @@ struct Weight : qk::PackedTensors {
   }
 };
 
-Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
+// Of the dtype of `like`.
+Tensor lut_dequantize(Tensor like, Tensor codes, Tensor levels, Tensor scale, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
   const torch::stable::accelerator::DeviceGuard guard(codes.get_device_index());
   const Weight w(codes, levels, scale, bits, group_size, n, k);
-  Tensor out = torch::stable::new_empty(levels, {n, k});
-  qk::check(qk::lut_dequantize_cuda(w.packed, w.count, static_cast<float*>(out.data_ptr()), qk::current_stream(codes)), "lut_dequantize");
+  STD_TORCH_CHECK((n + 15) / 16 * ((k + 31) / 32) < int64_t(1) << 32, "the weight must have less than 2**41 elements, got [", n, ", ", k, "]");
+  Tensor out = torch::stable::new_empty(like, {n, k});
+  qk::check(qk::lut_dequantize_cuda(w.packed, w.count, out.data_ptr(), qk::dtype_index(like), qk::current_stream(codes)), "lut_dequantize");
   return out;
 }
 
@@ -60,7 +62,7 @@ void for_bits(int64_t bits, Body body) {
 }
 
 Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
-                  int64_t n, int64_t k, int64_t stripes, int64_t splits, int64_t warps) {
+                  int64_t n, int64_t k, int64_t stripes, int64_t splits, int64_t warps, bool early) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Product p(x, codes, levels, scale, bias, bits, group_size, n, k, splits);
   STD_TORCH_CHECK(stripes >= 1 && (n + 15) / 16 <= stripes * 65535, "stripes must be at least n / 16 / 65535, got ", stripes);
@@ -69,7 +71,7 @@ Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   if (M == 0) return p.y;
   Tensor rows = x;
   if (ld != k || reinterpret_cast<uintptr_t>(x.data_ptr()) % 16) rows = torch::stable::pad(x, {0, ld - k});
-  const qk::Decode d = p.args(rows, M, {int(stripes), int(splits), int(warps)});
+  const qk::Decode d = p.args(rows, M, {int(stripes), int(splits), int(warps), early});
   for_bits(bits, [&](auto b) {
     qk::check(qk::lut_decode_cuda<b.value>(d, x.scalar_type() == ScalarType::BFloat16, qk::current_stream(x)), "lut_linear");
   });
@@ -77,26 +79,27 @@ Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
 }
 
 Tensor lut_prefill(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
-                   int64_t n, int64_t k, int64_t splits) {
+                   int64_t n, int64_t k, int64_t splits, bool early) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Product p(x, codes, levels, scale, bias, bits, group_size, n, k, splits);
   STD_TORCH_CHECK(group_size == k || group_size % 64 == 0, "group_size must be a multiple of 64, or k=", k, ", got ", group_size);
   STD_TORCH_CHECK((n + 127) / 128 <= 65535, "n must be at most ", 65535 * 128, ", got ", n);
   if (x.size(0) == 0) return p.y;
   const Tensor image = torch::stable::new_empty(codes, {qk::prefill_bytes(int(bits), x.size(0), k)});
-  const qk::Decode d = p.args(x, x.size(0), {0, int(splits), 0});
+  const qk::Decode d = p.args(x, x.size(0), {0, int(splits), 0, early});
   for_bits(bits, [&](auto b) {
     qk::check(qk::lut_prefill_cuda<b.value>(d, image.data_ptr(), x.scalar_type() == ScalarType::BFloat16, qk::current_stream(x)), "lut_linear");
   });
   return p.y;
 }
 
-QK_EXPORT(cuda, lut_dequantize, "(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, int n, int k) -> Tensor")
+QK_EXPORT(cuda, lut_dequantize,
+          "(Tensor like, Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, int n, int k) -> Tensor")
 QK_EXPORT(cuda, lut_decode,
           "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k, "
-          "int stripes, int splits, int warps) -> Tensor")
+          "int stripes, int splits, int warps, bool early) -> Tensor")
 QK_EXPORT(cuda, lut_prefill,
           "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k, "
-          "int splits) -> Tensor")
+          "int splits, bool early) -> Tensor")
 
 }  // namespace

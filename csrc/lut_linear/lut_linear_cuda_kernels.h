@@ -13,6 +13,7 @@ struct DecodePlan {
   int stripes;  // that one thread block works through
   int splits;   // of K over thread blocks
   int warps;    // of a thread block that split K: 1, 2, 4 or 8; the others work on other stripes
+  bool early = false;  // see launch_shared
 };
 
 struct Decode {
@@ -31,7 +32,8 @@ constexpr int decode_columns(int bits) { return bits == 8 ? 128 : 256; }
 // Group indices come from a multiplication, exact up to here (lut_decode.cuh).
 constexpr int64_t kDecodeMostColumns = 1 << 20;
 
-cudaError_t lut_dequantize_cuda(const Packed& w, int count, float* out, cudaStream_t stream);
+// out: [N, K], of a dtype as dtype_index has it; with less than 2**32 sub-blocks, of 16 rows and 32 columns.
+cudaError_t lut_dequantize_cuda(const Packed& w, int count, void* out, int dtype, cudaStream_t stream);
 template <int BITS>
 cudaError_t lut_decode_cuda(const Decode& d, bool bfloat16, cudaStream_t stream);
 // For sm_90, groups that are multiples of 64 columns or whole rows. x: [M, K] as it is (ld is not read). image: room for

@@ -216,10 +216,10 @@ cudaError_t lut_prefill(const Decode& d, void* image, cudaStream_t stream) {
   const PrefillArgs args{a, static_cast<const unsigned char*>(image), a.batches * (Codes<BITS>::kColumns / kChunk),
                          d.w.G > 1 && d.w.group % (2 * kChunk) != 0};
   const int64_t wanted = tiles * args.chunks * (kChunkBytes / 16) / 256;
-  cudaError_t e = launch_shared(lut_arrange_kernel<T>, {unsigned(wanted < 65536 ? wanted : 65536), 1, 1}, 256, 0, stream, args);
+  cudaError_t e = launch_shared(lut_arrange_kernel<T>, {unsigned(wanted < 65536 ? wanted : 65536), 1, 1}, 256, 0, d.plan.early, stream, args);
   if (e != cudaSuccess) return e;
   const Grid grid{unsigned(tiles), unsigned((a.stripes + kPrefillStripes - 1) / kPrefillStripes), unsigned(d.plan.splits)};
-  e = launch_shared(lut_prefill_kernel<T, BITS>, grid, kPrefillThreads, kPrefillShared, stream, args);
+  e = launch_shared(lut_prefill_kernel<T, BITS>, grid, kPrefillThreads, kPrefillShared, d.plan.early, stream, args);
   return e == cudaSuccess && d.plan.splits > 1 ? lut_reduce<T>(a, stream) : e;
 }
 

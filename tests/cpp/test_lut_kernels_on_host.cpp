@@ -1,6 +1,5 @@
 // The CUDA kernels of packed weights, thread by thread on the CPU (csrc/common/simt_host.h), against the plain sum. Small integers:
 // every sum is exact, so the results must be equal.
-// With FEW defined, two kernels a width instead of six: under the sanitizers the compiler needs minutes for all.
 #define QK_SIMT_HOST
 #include <cstdio>
 #include "check.h"
@@ -8,11 +7,16 @@
 #include "../../csrc/lut_linear/lut_decode.cuh"
 #include "../../csrc/lut_linear/lut_dequantize.cuh"
 
-static void run_dequantize(const Weight& w) {
-  Memory<float> out(w.N * w.K);
-  lut_dequantize_any(w.packed(), int(w.levels.size), out.get(), nullptr);
+template <class T>
+static void run_dequantize(const Weight& w, int dtype) {
+  Memory<T> out(w.N * w.K);
+  CHECK(lut_dequantize_any(w.packed(), int(w.levels.size), out.get(), dtype, nullptr) == cudaSuccess);
   for (int64_t n = 0; n < w.N; n++)
-    for (int64_t k = 0; k < w.K; k++) CHECK(bits_of(out[n * w.K + k]) == bits_of(w.value(n, k)));
+    for (int64_t k = 0; k < w.K; k++) {
+      T want;
+      from_float(w.value(n, k), &want);
+      CHECK(std::memcmp(&out[n * w.K + k], &want, sizeof(T)) == 0);
+    }
 }
 
 using Launch = cudaError_t (*)(const Decode&, cudaStream_t);
@@ -78,19 +82,25 @@ static void run_batches(const Weight& w) {
   }
 }
 
-// Every group, with an odd number of groups a row or of columns; every count of rows at which the kernel changes.
+// Every group, with an odd number of groups a row or of columns; every count of rows at which the kernel changes. The groups that
+// are no power of two have more stripes than a thread block works on at a time, so that it goes several rounds.
 template <int BITS>
 static void run_bits() {
   int turn = BITS;
-  for (int64_t group : {32, 64, 128, 256, 0}) {
-    const int64_t K = group ? group * (group == 32 ? 21 : group == 64 ? 11 : group == 128 ? 5 : 3) : 709;
-    const Weight w(BITS, 33, K, group ? group : K);
-    run_dequantize(w);
-#ifdef FEW
-    simt::order = simt::Order(turn++ % 4);
-    run_decode<bfloat>(lut_decode<bfloat, BITS, 1, true>, w, 9, {2, 2, 4}, true);
-    if (group == 0 || group % 128 == 0) run_decode<half>(lut_decode<half, BITS, 2, false>, w, 9, {3, 1, 8}, true);
-#else
+  for (int64_t group : {32, 64, 96, 128, 160, 256, 0}) {
+    const int64_t K = group ? group * (group == 32 ? 21 : group == 64 ? 11 : group == 128 ? 5 : 3) : 705;
+    const bool high = group == 96 || group == 160;
+    const Weight w(BITS, high ? 150 : 33, K, group ? group : K);
+    run_dequantize<float>(w, 0);
+    if (group % 64 == 0) run_dequantize<half>(w, 1), run_dequantize<bfloat>(w, 2);
+    if (high) {
+      for (DecodePlan plan : {DecodePlan{8, 1, 2}, {4, 2, 4}, {8, 3, 1}, {4, 1, 4}}) {
+        simt::order = simt::Order(turn++ % 4);
+        if (turn % 2) run_decode<bfloat>(lut_decode_groups<bfloat, BITS>, w, turn % 3 ? 9 : 3, plan, turn % 4 < 2);
+        else run_decode<half>(lut_decode_groups<half, BITS>, w, turn % 3 ? 3 : 9, plan, turn % 4 < 2);
+      }
+      continue;
+    }
     for (int64_t M : {1, 2, 4, 5, 8, 9, 16, 17, 33, 64}) {
       turn++;
       simt::order = simt::Order(turn % 4);
@@ -101,7 +111,6 @@ static void run_bits() {
     }
     if (group % 128 == 64) run_batches<bfloat, BITS>(w);
     if (group == 256) run_batches<half, BITS>(w);
-#endif
   }
   run_any_levels<bfloat>(lut_decode<bfloat, BITS, 1, true>, BITS);
   run_any_levels<half>(lut_decode<half, BITS, 2, false>, BITS);

@@ -1,6 +1,5 @@
 // The prefill kernel of packed weights, thread by thread on the CPU: everything but what the matrix unit, its barriers and its copies
 // do by themselves, for which csrc/common/wgmma.cuh has twins. Small integers: every sum is exact, so the results must be equal.
-// With FEW defined, one kernel a width.
 #define QK_SIMT_HOST
 #include <cstdio>
 #include "check.h"
@@ -55,16 +54,11 @@ static void run_bits() {
     const int64_t K = group ? group * (group == 64 ? 17 : 5) : 709;
     const Weight w(BITS, 150, K, group ? group : K);
     next();
-#ifdef FEW
-    run<bfloat, BITS>(w, 3, 1 + turn % 2);
-  }
-#else
     if (turn % 2) run<bfloat, BITS>(w, group == 128 ? 130 : 65, 1 + turn % 3);
     else run<half, BITS>(w, group == 64 ? 129 : 70, 1 + turn % 3);
   }
   next();
   run_terms<half, BITS>();
-#endif
   next();
   run_terms<bfloat, BITS>();
 }

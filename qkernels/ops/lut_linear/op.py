@@ -19,7 +19,7 @@ from qkernels.ops.function import call, no_autocast, once_differentiable
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape, unpack_t16
 
 from . import reference
-from .plan import pick
+from .plan import chunk_rows, fills, pick
 
 _linear = backends.define(
     "lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, "
@@ -29,8 +29,8 @@ _linear = backends.define(
 )
 _dequantize = backends.define(
     "lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, SymInt n, SymInt k, "
-    "str backend) -> Tensor",
-    fake=lambda codes, levels, scale, bits, group_size, n, k, backend: levels.new_empty(n, k),
+    "ScalarType dtype, str backend) -> Tensor",
+    fake=lambda codes, levels, scale, bits, group_size, n, k, dtype, backend: levels.new_empty(n, k, dtype=dtype),
     package=__package__,
 )
 _linear_bwd = backends.define(
@@ -51,8 +51,8 @@ _MANY_ROWS = 512  # of x, from where decoding the weight once and the library's 
 
 
 @backends.kernel("lut_dequantize", "reference")
-def _reference_dequantize(codes, levels, scale, bits, group_size, n, k):
-    return LutWeight(codes, levels, scale, bits, group_size, (n, k)).dequantize()
+def _reference_dequantize(codes, levels, scale, bits, group_size, n, k, dtype=torch.float32):
+    return LutWeight(codes, levels, scale, bits, group_size, (n, k)).dequantize().to(dtype)
 
 
 @backends.kernel("lut_linear", "reference")
@@ -62,12 +62,12 @@ def _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
 
 def _linear_table(g, x, codes, levels, scale, bits, group_size, n, k, of_levels, of_scale):
     """(d levels, d scale) of lut_linear for g [M, N] and x [M, K]: the weight's gradient g^T x, some rows at a time."""
-    wide = torch.promote_types(g.dtype, torch.float32)
-    g, x = g.to(wide), x.to(wide)
+    dtype = _factor_dtype(g)
+    g, x = g.to(dtype), x.to(dtype)
 
     def of_rows(rows: slice) -> Tensor:
         with no_autocast(x):
-            return g[:, rows].T @ x
+            return _product(g[:, rows].T, x)
 
     return _table(of_rows, codes, levels, scale, bits, group_size, n, k, of_levels, of_scale)
 
@@ -118,18 +118,47 @@ for _backend in (*backends.NAMES, "auto"):  # a training step's time is in the p
     backends.kernel("lut_dequantize_bwd", _backend)(_dequantize_table)
 
 
+def _factor_dtype(x: Tensor) -> torch.dtype:
+    """Of both factors of a product with x: float32, in which W is exact; or float64. On a GPU, whose matrix units take
+    only these, the dtype of a 16-bit x: W is rounded to it."""
+    return x.dtype if _on_gpu(x) else torch.promote_types(x.dtype, torch.float32)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32 (of float64 factors in it): sums of 16-bit factors are not rounded to their dtype."""
+    return a @ b if a.element_size() > 2 else torch.mm(a, b, out_dtype=torch.float32)
+
+
+def _add_product(to: Tensor, a: Tensor, b: Tensor) -> Tensor:  # not in place: vmap has no rule for that
+    return torch.addmm(to, a, b) if a.element_size() > 2 else torch.addmm(to, a, b, out_dtype=torch.float32)
+
+
 def _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend):
     """For many rows: a part of the weight as floats, made by ``backend``, and the library's matmul."""
-    y, wide = x.new_empty(x.shape[0], n), x.float()  # the weight stays exact: not in x's dtype
+    y, dtype = x.new_empty(x.shape[0], n), _factor_dtype(x)
+    factor, most = x.to(dtype), chunk_rows(x.shape[0], k, _sms(x.device)) if dtype.itemsize == 2 else None
     with no_autocast(x):
-        for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k, backend):
-            y[:, rows] = F.linear(wide, weight, None if bias is None else bias[rows].float())
+        for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k, backend, dtype, most):
+            own = None if bias is None else bias[rows]
+            if dtype.itemsize > 2 or fills(x.shape[0], weight.shape[0], _sms(x.device)):
+                y[:, rows] = F.linear(factor, weight, None if own is None else own.to(dtype))
+            else:  # the library may split such sums, and round their parts
+                total = _product(factor, weight.T)
+                y[:, rows] = total if own is None else total + own
     return y
 
 
 _HAS_CPU = "cpu" in backends.backends_of("lut_linear")
 if _HAS_CPU:
     _cpu_op = torch.ops.qkernels_cpu.lut_linear.default
+
+    @backends.kernel("lut_dequantize", "cpu")
+    def _cpu_dequantize(codes, levels, scale, bits, group_size, n, k, dtype):
+        return torch.ops.qkernels_cpu.lut_dequantize(codes, levels, scale, bits, group_size, n, k).to(dtype)
 
     @backends.kernel("lut_linear", "cpu")
     def _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
@@ -151,12 +180,18 @@ def _cuda_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
     if plan.kernel == "dequantize":
         return _chunked_linear(*args, "cuda")
     if plan.kernel == "prefill":
-        return torch.ops.qkernels_cuda.lut_prefill(*args, plan.splits)
-    return torch.ops.qkernels_cuda.lut_decode(*args, plan.stripes, plan.splits, plan.warps)
+        return torch.ops.qkernels_cuda.lut_prefill(*args, plan.splits, _early(x.device))
+    return torch.ops.qkernels_cuda.lut_decode(*args, plan.stripes, plan.splits, plan.warps, _early(x.device))
+
+
+def _cuda_dequantize(codes, levels, scale, bits, group_size, n, k, dtype):
+    like = levels.new_empty(0, dtype=dtype if dtype in backends.FLOATS else torch.float32)
+    return torch.ops.qkernels_cuda.lut_dequantize(like, codes, levels, scale, bits, group_size, n, k).to(dtype)
 
 
 if hasattr(torch.ops.qkernels_cuda, "lut_decode"):
     backends.kernel("lut_linear", "cuda")(_cuda_linear)
+    backends.kernel("lut_dequantize", "cuda")(_cuda_dequantize)
 
 
 @cache
@@ -177,6 +212,12 @@ def _auto_linear(x, *args):
 def _wgmma(device: torch.device) -> bool:
     """Whether the kernel for Hopper's wgmma may run: on request (QKERNELS_WGMMA=1), until a GPU has shown it right."""
     return os.environ.get("QKERNELS_WGMMA") == "1" and _capability(device) == (9, 0)
+
+
+def _early(device: torch.device) -> bool:
+    """Whether a kernel may start, up to where it reads x, while the one before it ends (programmatic dependent launch
+    of Hopper and newer): on request (QKERNELS_PDL=1), until a GPU has shown it right."""
+    return os.environ.get("QKERNELS_PDL") == "1" and _capability(device) >= (9, 0)
 
 
 @cache
@@ -220,8 +261,8 @@ class _LutDequantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(codes, levels, scale, bits, group_size, n, k, backend):
-        return _dequantize(codes, levels, scale, bits, group_size, n, k, backend)
+    def forward(codes, levels, scale, bits, group_size, n, k, dtype, backend):
+        return _dequantize(codes, levels, scale, bits, group_size, n, k, dtype, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -232,26 +273,30 @@ class _LutDequantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):
         of = ctx.needs_input_grad[1:3]
-        table = _dequantize_bwd(g.contiguous(), *ctx.saved_tensors, ctx.bits, ctx.group_size, *g.shape, *of, "auto")
+        g = g.contiguous().to(torch.promote_types(g.dtype, torch.float32))
+        table = _dequantize_bwd(g, *ctx.saved_tensors, ctx.bits, ctx.group_size, *g.shape, *of, "auto")
         d_levels, d_scale = (t if needed else None for t, needed in zip(table, of, strict=True))
-        return None, d_levels, d_scale, None, None, None, None, None
+        return None, d_levels, d_scale, None, None, None, None, None, None
 
 
 def _times_weight(g, codes, levels, scale, bits, group_size, n, k, wide) -> Tensor:
     """g [M, N] times the weight [N, K] -> [M, K] in dtype wide."""
-    dx = g.new_zeros(g.shape[0], k, dtype=wide)
-    for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k):
-        dx = torch.addmm(dx, g[:, rows].to(wide), weight.to(wide))  # not in place: vmap has no rule for that
+    dx, dtype = g.new_zeros(g.shape[0], k, dtype=wide), _factor_dtype(g)
+    most = chunk_rows(g.shape[0], k, _sms(g.device)) if dtype.itemsize == 2 else None
+    for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k, dtype=dtype, most=most):
+        dx = _add_product(dx, g[:, rows].to(dtype), weight)
     return dx
 
 
-def _row_chunks(codes, levels, scale, bits, group_size, n, k, backend="auto") -> Iterator[tuple[slice, Tensor]]:
-    """(rows, weight[rows] as float32 [rows, K]), one after another: only some rows of the weight are float at a time.
+def _row_chunks(
+    codes, levels, scale, bits, group_size, n, k, backend="auto", dtype=torch.float32, most=None
+) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, weight[rows] as floats [rows, K]), one after another: up to ``most`` rows are float at a time.
 
     The weight is the same to the bit on every backend.
     """
-    for rows, part, scales in _stripes(codes, scale, bits, n, k, _CHUNK):
-        yield rows, _dequantize(part, levels, scales, bits, group_size, rows.stop - rows.start, k, backend)
+    for rows, part, scales in _stripes(codes, scale, bits, n, k, most * k if most else _CHUNK):
+        yield rows, _dequantize(part, levels, scales, bits, group_size, rows.stop - rows.start, k, dtype, backend)
 
 
 def _stripes(codes, scale, bits, n, k, elements) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -352,13 +397,16 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
         dscale[n, group] = sum over the group's k of dW[n, k] * levels[code[n, k]]
     W and dW are made a few rows at a time. x is saved for levels and scale only.
 
-    W is never rounded to the dtype of x. On "cuda", up to 64 rows of float16 or bfloat16 meet levels in that dtype;
-    a level that it cannot hold becomes a sum of two or three that it can, and the codes are read once for each.
-    (Integers, POST's levels and others that fit cost nothing; a table learned in float32 takes up to three times as
-    long, and an infinite x may then give NaN. In float16 that holds for levels of at least 2**-38 of the largest,
+    W is never rounded to the dtype of x, but where said. On "cuda", up to 64 rows of float16 or bfloat16 meet levels in
+    that dtype; a level that it cannot hold becomes a sum of two or three that it can, and the codes are read once for
+    each. (Integers, POST's levels and others that fit cost nothing; a table learned in float32 takes up to three times
+    as long, and an infinite x may then give NaN. In float16 that holds for levels of at least 2**-38 of the largest,
     in bfloat16 for all but the ends of float32.) A row of x gives the same bits in any batch of up to 64. More
-    rows, and float32, meet W in float32, a part of it at a time; with QKERNELS_WGMMA=1, up to 512 rows on
-    Hopper (sm_90) meet levels as few rows do, where scales are for groups of a multiple of 64 columns or for rows.
+    rows meet W, a part of it at a time, in PyTorch's matmul: in float32 that of float32 x, rounded to their dtype that
+    of others, as ``F.linear`` with such a weight does (float16 holds up to 65504). With QKERNELS_WGMMA=1, up to 512
+    rows on Hopper (sm_90) meet levels as few rows do, where scales are for groups of a multiple of 64 columns or for
+    rows. With QKERNELS_PDL=1 these kernels start on Hopper and newer while the one before them ends. Gradients come
+    from that matmul on a GPU, for 16-bit gradients with a W rounded to their dtype.
 
     Args:
         x: [..., K], float32 | float16 | bfloat16 (float64: reference only).
@@ -398,8 +446,8 @@ def weight(codes, levels, scale, bits, group_size, shape, n, k, dtype, backend) 
     """The weight of ``shape`` as a plain tensor; gradients reach levels and scale."""
     if backend is not None:
         backend = backends.resolve("lut_dequantize", levels, backend)
-    args = (codes, levels, scale, bits, group_size, n, k, backend or "auto")
-    return call(_LutDequantize, _dequantize, *args).reshape(shape).to(dtype)
+    args = (codes, levels, scale, bits, group_size, n, k, dtype, backend or "auto")
+    return call(_LutDequantize, _dequantize, *args).reshape(shape)
 
 
 def check_weight(name: str, w: LutWeight) -> LutWeight:

@@ -16,6 +16,8 @@ MOST_COLUMNS = 1 << 20  # kDecodeMostColumns of csrc/lut_linear/lut_linear_cuda_
 _BLOCKS_PER_SM = 2  # what registers and shared memory allow
 _WARPS = 8  # of a thread block
 _MOST_BLOCKS = 65535  # along one axis of a grid
+_TILE = 128  # rows and columns of a product that a multiprocessor of the library's matmul takes
+_CACHED = 12 << 20  # weights of 16 bits that stay in the cache of a large GPU until they are read
 # What is not decoding, in units of a warp's batch. (Estimates, not yet timed.)
 _FILL, _ROUND, _REDUCE = 0.25, 0.1, 1.0
 
@@ -23,7 +25,7 @@ _FILL, _ROUND, _REDUCE = 0.25, 0.1, 1.0
 @dataclass(frozen=True)
 class Plan:
     """kernel: "decode" (few rows: codes become levels in registers), "prefill" (hundreds: so do they, for Hopper's
-    wgmma) or "dequantize" (a part of the weight as float32 at a time, then the library's matmul). splits: thread blocks
+    wgmma) or "dequantize" (a part of the weight as floats at a time, then the library's matmul). splits: thread blocks
     that split K. For "decode": 16-row stripes a thread block, and warps of it that split K."""
 
     kernel: str
@@ -56,6 +58,18 @@ def pick(
         blocks, batches = math.ceil(M / 128) * math.ceil(N / 128), math.ceil(K / (128 if bits == 8 else 256))
         return Plan("prefill", splits=max(1, min(sms // blocks, batches // 2)))
     return Plan("dequantize")
+
+
+def fills(M: int, N: int, sms: int) -> bool:
+    """Whether the library's product [M, N] keeps ``sms`` multiprocessors busy without splitting sums."""
+    return math.ceil(M / _TILE) * math.ceil(N / _TILE) >= sms
+
+
+def chunk_rows(M: int, K: int, sms: int) -> int:
+    """The rows of a weight of K columns that are 16-bit floats at a time, for M rows of x: those that stay in the
+    cache, or more if they would not fill the device."""
+    busy = math.ceil(sms / math.ceil(M / _TILE)) * _TILE
+    return max(_CACHED // K // _TILE * _TILE, busy)
 
 
 @lru_cache(maxsize=1024)

@@ -100,7 +100,7 @@ def _tiles(bits: int, n: int, k: int) -> tuple[int, int, int]:
     return low, stripes * low, plane_shape(n, k, 1)[1]
 
 
-def lut_dequantize(codes, levels, scale, bits, group_size, n, k):
+def lut_dequantize(codes, levels, scale, bits, group_size, n, k, dtype):
     w = levels.new_empty(n, k)
     tile = Tile(1, 1, 128)
     grid = (triton.cdiv(n, 16 * tile.ROWS) * triton.cdiv(k, tile.BLOCK),)
@@ -108,7 +108,7 @@ def lut_dequantize(codes, levels, scale, bits, group_size, n, k):
         codes, levels, scale, w, n, k, group_size, k // group_size, *_tiles(bits, n, k),
         BITS=bits, ROWS=tile.ROWS, BLOCK=tile.BLOCK, num_warps=tile.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
-    return w
+    return w.to(dtype)
 
 
 def lut_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
