@@ -60,7 +60,8 @@ def measure(
     cache: str,
     seconds: float,
 ) -> dict:
-    """One row. The roof is a sum over as many bytes as the caches do not hold, by the same threads.
+    """One row. The roof is a sum by the same threads, over as many bytes as the caches do not hold; hot, over as many as
+    the packed weight has, from the cache that holds them.
 
     On a GPU a time is that of one call in a CUDA graph, which goes over all copies of the weight.
 
@@ -76,7 +77,7 @@ def measure(
     ours = [dataclasses.replace(w, codes=codes) for codes in copies(w.codes, hot)]
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    much = torch.ones(peers.BETWEEN // 4, device=device)
+    much = torch.ones((w.nbytes if hot else peers.BETWEEN) // 4, device=device)
     square = torch.ones(side := 4096 if device == "cuda" else 768, side, device=device, dtype=dtype)
 
     def floats(i: int) -> Tensor:
