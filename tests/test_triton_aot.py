@@ -23,8 +23,10 @@ VARIANTS = {
     "dropbits.dropbits_bwd_kernel": [{"BITWISE": True}, {"BITWISE": False}],
     "lsq.lsq_fwd_kernel": [{}],
     "lsq.lsq_bwd_kernel": [{}],
-    "lut_linear.lut_dequantize_kernel": [{"BITS": bits, "ROWS": 1, "BLOCK": 128} for bits in (3, 4, 8)],
+    "lut_linear.lut_dequantize_kernel": [{"BITS": bits, "ROWS": 1, "BLOCK": 128} for bits in (1, 2, 3, 4, 8)],
     "lut_linear.lut_linear_kernel": [
+        {"BITS": 1, "BIAS": False, "BLOCK_M": 16, "ROWS": 1, "BLOCK": 32},
+        {"BITS": 2, "BIAS": True, "BLOCK_M": 16, "ROWS": 1, "BLOCK": 32},
         {"BITS": 3, "BIAS": True, "BLOCK_M": 16, "ROWS": 1, "BLOCK": 32},
         {"BITS": 4, "BIAS": False, "BLOCK_M": 32, "ROWS": 2, "BLOCK": 16},
         {"BITS": 8, "BIAS": True, "BLOCK_M": 32, "ROWS": 2, "BLOCK": 16},

@@ -49,6 +49,7 @@ inline unsigned char slots[1024][64];  // what a warp collective exchanges, one 
 inline Index thread, block, threads, blocks;
 inline std::unique_ptr<unsigned char[]> shared;  // of the block that runs: exactly as large as asked for
 enum Order { kForward, kReverse, kShuffled, kGreedy };
+inline constexpr Order kOrders[] = {kForward, kReverse, kShuffled, kGreedy};
 inline Order order = kForward;
 
 inline void yield(Wait why) {

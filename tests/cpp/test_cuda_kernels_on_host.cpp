@@ -332,7 +332,7 @@ static void run_divisor() {
 
 int main() {
   run_divisor();
-  for (auto order : {simt::kForward, simt::kReverse, simt::kShuffled, simt::kGreedy}) {
+  for (auto order : simt::kOrders) {
     simt::order = order;
     run_two_parameters(20003), run_two_parameters(1001);
     run_long_reduction();

@@ -48,7 +48,10 @@ static void run_decode(Launch launch, const Weight& w, int64_t M, DecodePlan pla
   for (auto& v : x) v = float(int(random() % 3) - 1);
   for (int64_t n = 0; n < w.N; n++) all[n] = float(int(random() % 9) - 4);
   const float* bias = with_bias ? all.get() : nullptr;
-  check_product<T>(w, x, M, bias, decode<T>(launch, w, x, M, plan, bias));
+  for (auto order : simt::kOrders) {
+    simt::order = order;
+    check_product<T>(w, x, M, bias, decode<T>(launch, w, x, M, plan, bias));
+  }
 }
 
 // Levels that T cannot hold come out as they are: one column of x is 1, the scale is 1.
@@ -60,7 +63,7 @@ static void run_any_levels(Launch launch, int bits) {
     for (int i = 0; i < 1 << bits; i++) w.levels[i] *= 1 + float(i) / 77;
     std::vector<float> x(3 * 32);
     for (int m = 0; m < 3; m++) x[m * 32 + m * 13] = 1;
-    for (auto order : {simt::kForward, simt::kReverse, simt::kShuffled, simt::kGreedy}) {
+    for (auto order : simt::kOrders) {
       simt::order = order;
       const std::vector<float> y = decode<T>(launch, w, x, 3, {2, 2, 8}, nullptr, false);  // one stripe after the other
       for (int m = 0; m < 3; m++)
@@ -95,15 +98,13 @@ static void run_bits() {
     if (group % 64 == 0) run_dequantize<half>(w, 1), run_dequantize<bfloat>(w, 2);
     if (high) {
       for (DecodePlan plan : {DecodePlan{8, 1, 2}, {4, 2, 4}, {8, 3, 1}, {4, 1, 4}}) {
-        simt::order = simt::Order(turn++ % 4);
-        if (turn % 2) run_decode<bfloat>(lut_decode_groups<bfloat, BITS>, w, turn % 3 ? 9 : 3, plan, turn % 4 < 2);
+        if (++turn % 2) run_decode<bfloat>(lut_decode_groups<bfloat, BITS>, w, turn % 3 ? 9 : 3, plan, turn % 4 < 2);
         else run_decode<half>(lut_decode_groups<half, BITS>, w, turn % 3 ? 3 : 9, plan, turn % 4 < 2);
       }
       continue;
     }
     for (int64_t M : {1, 2, 4, 5, 8, 9, 16, 17, 33, 64}) {
       turn++;
-      simt::order = simt::Order(turn % 4);
       const DecodePlan plans[] = {{1, 1, 8}, {3, 1, 2}, {2, 2, 4}, {4, 3, 1}, {2, 1, 4}};
       const DecodePlan plan = plans[turn % 5];
       if (turn % 3) run_decode<bfloat>(lut_decode_groups<bfloat, BITS>, w, M, plan, turn % 2);

@@ -26,7 +26,10 @@ static void run(const Weight& w, int64_t M, int splits) {
   for (auto& v : x) v = random() % 8 ? 0.0f : float(int(random() % 3) - 1);
   for (int64_t n = 0; n < w.N; n++) all[n] = float(int(random() % 9) - 4);
   const float* bias = splits % 2 ? all.get() : nullptr;
-  check_product<T>(w, x, M, bias, prefill<T, BITS>(w, x, M, splits, bias));
+  for (auto order : simt::kOrders) {
+    simt::order = order;
+    check_product<T>(w, x, M, bias, prefill<T, BITS>(w, x, M, splits, bias));
+  }
 }
 
 // Levels that T cannot hold come out as they are, to T's last place: one column of a row of x is 1, the scale is 1.
@@ -49,17 +52,13 @@ static void run_terms() {
 template <int BITS>
 static void run_bits() {
   int turn = BITS;
-  const auto next = [&] { simt::order = simt::Order(turn++ % 4); };
   for (int64_t group : {64, 128, 192, 0}) {
     const int64_t K = group ? group * (group == 64 ? 17 : 5) : 709;
     const Weight w(BITS, 150, K, group ? group : K);
-    next();
-    if (turn % 2) run<bfloat, BITS>(w, group == 128 ? 130 : 65, 1 + turn % 3);
+    if (++turn % 2) run<bfloat, BITS>(w, group == 128 ? 130 : 65, 1 + turn % 3);
     else run<half, BITS>(w, group == 64 ? 129 : 70, 1 + turn % 3);
   }
-  next();
   run_terms<half, BITS>();
-  next();
   run_terms<bfloat, BITS>();
 }
 
