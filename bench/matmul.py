@@ -60,8 +60,8 @@ def measure(
     cache: str,
     seconds: float,
 ) -> dict:
-    """One row. The roof is a sum by the same threads, over as many bytes as the caches do not hold; hot, over as many as
-    the packed weight has, from the cache that holds them.
+    """One row. The roof is a sum by the same threads, over as many bytes as the caches do not hold; hot, over as many
+    as the packed weight has, from the cache that holds them.
 
     On a GPU a time is that of one call in a CUDA graph, which goes over all copies of the weight.
 

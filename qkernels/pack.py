@@ -58,7 +58,8 @@ _SCALES = (torch.float32, torch.bfloat16, torch.float16)
 class LutWeight:
     """A weight as codes in the T16 layout (drawn at the top of this file), levels and scales.
 
-    The constructor takes packed bytes and checks their sizes; ``pack`` makes them from plain codes.
+    The constructor takes packed bytes and checks their sizes, not their values: a code that has no level gives any
+    number, or an error. ``check`` reads them all; ``pack`` makes them from plain codes.
 
     Args:
         codes: uint8 [T16 bytes], the planes one after another.
