@@ -120,11 +120,10 @@ def _lut_dequantize(backend: str, device: str, dtype: torch.dtype) -> Iterator[N
     for bits in PLANES:
         for N, K, P in WEIGHTS:
             w = packed_weight(N, K, bits=bits, P=P, scale_dtype=dtype)
+            what = f"lut_dequantize {backend} {bits} bits {[N, K]}, {P} scales {dtype}"
             for to in {torch.float32, dtype}:
                 got, want = qk.lut_dequantize(w.to(device), to, backend=backend).cpu(), w.dequantize().to(to)
-                assert_same_bits(
-                    got, want, f"lut_dequantize {backend} {bits} bits {[N, K]}, {P} scales {dtype}, to {to}"
-                )
+                assert_same_bits(got, want, f"{what}, to {to}")
             yield
 
 
