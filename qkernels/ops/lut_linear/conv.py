@@ -99,6 +99,8 @@ def conv2d(
 
 def _pair(v) -> tuple[int, int] | None:
     """What F.conv2d takes for a stride or a dilation, as two; None for what is left to it."""
+    if type(v) is int:
+        return (v, v)
     pair = tuple(v) if isinstance(v, tuple | list) else (v,)
     pair = pair * 2 if len(pair) == 1 else pair
     return pair if len(pair) == 2 and all(isinstance(i, int | torch.SymInt) for i in pair) else None
@@ -124,12 +126,12 @@ def _forward(x, codes, levels, scale, bias, bits, group_size, shape, stride, pad
         pixels = x[:, :, :: stride[0], :: stride[1]].movedim(1, -1)  # [B, H, W, C]
         y = op.linear(pixels, codes, levels, scale, bias, bits=bits, group_size=group_size, n=n, k=k).movedim(-1, 1)
         return y.contiguous(memory_format=layout)
-    y = None
+    y, bias = None, None if bias is None else bias.to(x.dtype)
     for rows, channels, part, weight in _blocks(codes, levels, scale, bits, group_size, shape, groups, x.dtype):
-        b = None if bias is None else bias[rows].to(x.dtype)
-        block = F.conv2d(x[:, channels], weight, b, stride, padding, dilation, part)
-        if block.shape[1] == shape[0]:
-            return block.contiguous(memory_format=layout)
+        if weight.shape[0] == shape[0]:
+            return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous(memory_format=layout)
+        some = None if bias is None else bias[rows]
+        block = F.conv2d(x[:, channels], weight, some, stride, padding, dilation, part)
         if y is None:
             size = (block.shape[0], shape[0], *block.shape[2:])
             y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
@@ -164,7 +166,7 @@ def _backward(
             weight = g.new_empty(r.stop - r.start, *shape[1:], dtype=wide)
             args = (g[:, r].to(wide), x[:, channels], weight, None, stride, padding, dilation, False, (0, 0))
             parts.append(torch.ops.aten.convolution_backward(*args, part, (False, True, False))[1].flatten(1))
-        return torch.cat(parts)
+        return torch.cat(parts) if parts[1:] else parts[0]
 
     dx = of_x() if of[0] else g.new_empty(0)
     if x is None:
@@ -175,7 +177,12 @@ def _backward(
 
 def _blocks(codes, levels, scale, bits, group_size, shape, groups, dtype) -> Iterator[tuple]:
     """(rows, channels, groups, weight[rows]): convolutions of ``channels`` of x that give ``rows`` of y, one by one."""
-    for rows, weight in op._row_chunks(codes, levels, scale, bits, group_size, *matrix_shape(shape)):
+    n, k = matrix_shape(shape)
+    if n * k <= op._CHUNK:
+        weight = op._dequantize(codes, levels, scale, bits, group_size, n, k, "auto")
+        yield slice(0, n), slice(0, shape[1] * groups), groups, weight.view(shape).to(dtype)
+        return
+    for rows, weight in op._row_chunks(codes, levels, scale, bits, group_size, n, k):
         for part, channels, count in _pieces(rows, shape, groups):
             some = weight[part.start - rows.start : part.stop - rows.start]
             yield part, channels, count, some.view(-1, *shape[1:]).to(dtype)

@@ -256,13 +256,10 @@ def _row_chunks(codes, levels, scale, bits, group_size, n, k, backend="auto") ->
 
 def _stripes(codes, scale, bits, n, k, elements) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """(rows, codes[rows], scale[rows]) for about ``elements`` of the weight at a time."""
-    rows = max(elements // k // 16, 1) * 16
-    if rows >= n:
-        yield slice(0, n), codes, scale
-        return
     planes = [plane_shape(n, k, p) for p in PLANES[bits]]
     sizes = [512 * math.prod(shape) for shape in planes]
     stripes = [p.view(shape[0], -1) for p, shape in zip(codes.split(sizes), planes, strict=True)]  # [N/16, bytes]
+    rows = max(elements // k // 16, 1) * 16
     for start in range(0, n, rows):
         stop = min(start + rows, n)
         part = slice(start // 16, -(-stop // 16))
