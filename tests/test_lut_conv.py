@@ -154,7 +154,7 @@ def test_a_few_groups_at_a_time():
 def test_a_1x1_convolution_of_few_pixels_is_the_packed_matmul(dtype, last, options):
     """Its weight is exact, also in the gradient of x; layouts are those of F.conv2d."""
     w, bias = make(1040, 1024, 1, 1, P=1040), randn(1040, seed=3)
-    x = randn(2, 1024, 4, 8).to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    x = randn(1, 1024, 4, 8).to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
     x.requires_grad_()
     plain = F.conv2d(x.float(), w.dequantize(), bias, **options)
     pixels = x[:, :, :: 4 // plain.shape[2], :: -(-8 // plain.shape[3])]
@@ -171,12 +171,13 @@ def test_a_1x1_convolution_of_few_pixels_is_the_packed_matmul(dtype, last, optio
 @pytest.mark.parametrize(
     ("shape", "dtype", "pixels", "options", "yes"),
     [
-        ((1024, 1024), torch.float32, (8, 8), {}, True),
-        ((1024, 1024), torch.float32, (5, 13), {}, False),
-        ((1024, 1024), torch.float32, (9, 14), {"stride": 2}, True),
-        ((128, 128), torch.float32, (1, 1), {}, True),
-        ((128, 128), torch.float32, (1, 2), {}, False),
-        ((127, 127), torch.float32, (1, 1), {}, False),
+        ((1024, 1024), torch.float32, (4, 8), {}, True),
+        ((1024, 1024), torch.float32, (3, 11), {}, False),
+        ((2048, 2048), torch.float32, (5, 13), {}, False),
+        ((1024, 1024), torch.float32, (7, 16), {"stride": 2}, True),
+        ((256, 128), torch.float32, (1, 1), {}, True),
+        ((256, 128), torch.float32, (1, 2), {}, False),
+        ((255, 128), torch.float32, (1, 1), {}, False),
         ((4, 4), torch.bfloat16, (16, 16), {}, True),
         ((4, 4), torch.float16, (257, 1), {}, False),
         ((4, 4), torch.bfloat16, (1, 1), {"padding": (0, 1)}, False),
@@ -186,12 +187,24 @@ def test_a_1x1_convolution_of_few_pixels_is_the_packed_matmul(dtype, last, optio
 )
 def test_which_convolutions_are_matmuls(shape, dtype, pixels, options, yes, monkeypatch):
     w, calls, linear = make(*shape, 1, 1, integers=True), [], op.linear
+    monkeypatch.setattr(conv, "_library_has", lambda dtype: True)
     x = randint(1, shape[1] * options.get("groups", 1), *pixels).to(dtype)
     monkeypatch.setattr(op, "linear", lambda *args, **kw: calls.append(1) or linear(*args, **kw))
     y, want = qk.lut_conv2d(x, w, **options), F.conv2d(x.double(), w.dequantize().double(), **options)
     assert bool(calls) == yes and torch.equal(y, want.to(dtype))
     monkeypatch.setenv("QKERNELS_BACKEND", "reference")
     assert torch.equal(qk.lut_conv2d(x, w, **options), want.to(dtype)) and len(calls) == yes
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_processor_without_16_bit_convolutions_has_the_matmul_for_all_pixels(dtype, monkeypatch):
+    w, x = make(8, 12, 1, 1, P=8), randn(3, 12, 20, 20).to(dtype)
+    rows = qk.lut_linear(x.movedim(1, -1), w).movedim(-1, 1)
+    monkeypatch.setattr(conv, "_library_has", lambda dtype: True)
+    assert not torch.equal(qk.lut_conv2d(x, w), rows)
+    monkeypatch.setattr(conv, "_library_has", lambda dtype: False)
+    assert torch.equal(qk.lut_conv2d(x, w), rows)
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,12 @@ from qkernels.pack import LutWeight, matrix_shape
 
 from . import op
 
-# Pixels (of all images) up to which a 1x1 convolution is no slower as a packed matmul, on AMX and AVX-512: it saves
-# making the weight and what the library does to it, and may have to transpose x and y.
-_FEW_PIXELS = 256  # in 16 bits; at 784, it took up to three times as long
-_FEW_FLOATS = 64  # in float32, and fewer where the weight is small: one for each
-_ELEMENTS = 1 << 14  # of it
+# Pixels of y, of all images, up to which a 1x1 convolution is no slower as a packed matmul. It makes no weight, and the
+# library reorders none, but a contiguous x has to be transposed, and y. Measured with AMX, AVX-512 and AVX2, 64 to 1024
+# channels, levels evenly spaced and not.
+_FEW_PIXELS = 256  # in 16 bits: at most 1.07 times the time, mostly half; at 784, up to three times
+_FEW_FLOATS = 64  # in float32: at most 1.3 times, mostly half to all of it; a smaller weight has one pixel
+_ELEMENTS = 1 << 15  # for each so many elements
 
 
 def lut_conv2d(
@@ -29,16 +31,17 @@ def lut_conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``F.conv2d`` with a packed weight, of which a part at a time is floats of x's dtype (up to 4 M of them).
+    """``F.conv2d`` with a packed weight, made in x's dtype for the call: above 4 M elements a part at a time.
 
-    That rounds the weight where x is float16 or bfloat16, and gives the bits that ``F.conv2d`` gives with the
-    dequantized weight of x's dtype. But on a CPU a 1x1 kernel without padding and groups, on few pixels (up to 256 in
-    16 bits; up to 64 in float32 with a large weight), is ``lut_linear``: the weight is packed and never rounded.
-    Under autocast x is cast as for ``F.conv2d``.
+    Up to 4 M elements it gives the bits of ``F.conv2d`` with the dequantized weight of x's dtype, which is rounded
+    where x is float16 or bfloat16; above, sums may have another order. But on a CPU a 1x1 kernel without padding and groups,
+    with any stride, is ``lut_linear``, of an exact weight, where y has few pixels: in 16 bits up to 256 of all images
+    (any number where the processor has no instructions for the library's convolution), in float32 up to 64, of a weight
+    with 2**15 elements for each. Under autocast x is cast as for ``F.conv2d``.
 
-    Gradients reach x, bias, w.levels and w.scale. The weight is made again for them, a part at a time; x is saved for
-    levels and scale only, and their sums are those of ``lut_linear``, of a dW in float32. The gradient of x meets the
-    weight in the precision of the forward; those of its parts are added in float32.
+    Gradients reach x, bias, w.levels and w.scale, once. No float weight is saved, and x for levels and scale only: the
+    weight is made again, a part at a time. dx meets it as the forward did, in x's dtype or, for ``lut_linear``, in
+    float32 and exact, and parts of dx are added in float32; dW is float32, and its sums as in ``lut_linear``.
 
     Args:
         x: [B, C, H, W] or [C, H, W], float.
@@ -207,8 +210,18 @@ def _is_matmul(device, dtype, size, shape, stride, padding, dilation, groups) ->
     if min(*stride, *dilation, *size[2:]) < 1 or dtype not in backends.FLOATS:
         return False
     pixels = size[0] * -(-size[2] // stride[0]) * -(-size[3] // stride[1])
-    few = min(_FEW_FLOATS, math.prod(shape) // _ELEMENTS) if dtype == torch.float32 else _FEW_PIXELS
-    return pixels <= few and (backends.asked() or "cpu") == "cpu" and "cpu" in backends.backends_of("lut_linear")
+    if dtype == torch.float32:
+        few = pixels <= min(_FEW_FLOATS, math.prod(shape) // _ELEMENTS)
+    else:
+        few = pixels <= _FEW_PIXELS or not _library_has(dtype)
+    return few and (backends.asked() or "cpu") == "cpu" and "cpu" in backends.backends_of("lut_linear")
+
+
+@cache
+def _library_has(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in these 16 bits here; PyTorch's own way takes 5 to 20 times the packed matmul."""
+    names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, names[dtype])()
 
 
 def _is_last(x: Tensor) -> bool:
