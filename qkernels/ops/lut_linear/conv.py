@@ -34,10 +34,10 @@ def lut_conv2d(
     """``F.conv2d`` with a packed weight, made in x's dtype for the call: above 4 M elements a part at a time.
 
     Up to 4 M elements it gives the bits of ``F.conv2d`` with the dequantized weight of x's dtype, which is rounded
-    where x is float16 or bfloat16; above, sums may have another order. But on a CPU a 1x1 kernel without padding and groups,
-    with any stride, is ``lut_linear``, of an exact weight, where y has few pixels: in 16 bits up to 256 of all images
-    (any number where the processor has no instructions for the library's convolution), in float32 up to 64, of a weight
-    with 2**15 elements for each. Under autocast x is cast as for ``F.conv2d``.
+    where x is float16 or bfloat16; above, sums may have another order. But on a CPU a 1x1 kernel without padding and
+    groups, of any stride, is ``lut_linear``, whose weight is exact, where y has few pixels: of all images, in 16 bits
+    up to 256 (any number where the processor has no instructions for the library's convolution), in float32 up to 64,
+    and one for each 2**15 elements of the weight. Under autocast x is cast as for ``F.conv2d``.
 
     Gradients reach x, bias, w.levels and w.scale, once. No float weight is saved, and x for levels and scale only: the
     weight is made again, a part at a time. dx meets it as the forward did, in x's dtype or, for ``lut_linear``, in
