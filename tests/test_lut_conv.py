@@ -111,6 +111,29 @@ def test_gradients_in_16_bits_are_as_good_as_autograds(case, dtype, blocks):
         assert_as_good(*args, parts=3 if blocks else 1)  # dx of 37 or 24 rows is of as many, each rounded
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parts_of_the_gradient_of_x_are_added_in_float32(dtype, monkeypatch):
+    """40 of them, each exact in 16 bits: their sum is rounded once."""
+    monkeypatch.setattr(op, "_CHUNK", 1)
+    w, x = make(640, 6, 1, 1, bits=2, integers=True), randint(2, 6, 5, 5).to(dtype).requires_grad_()
+    y = qk.lut_conv2d(x, w, padding=1)
+    g = randint(*y.shape, seed=4).to(dtype)
+    (got,) = torch.autograd.grad(y, x, g)
+    want = torch.nn.grad.conv2d_input(x.shape, w.dequantize().double(), g.double(), padding=1)
+    assert torch.equal(got, want.to(dtype)) and want.abs().max() > 256
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's, in F.conv2d
+@pytest.mark.parametrize("dilation", [1, 3, (1, 2)])
+@pytest.mark.parametrize("kernel", [(2, 4), (2, 1), (3, 6)])
+def test_an_even_kernel_has_its_odd_padding_at_the_end(kernel, dilation, blocks):
+    w, x = make(20, 6, *kernel, integers=True), randint(2, 6, 9, 8).requires_grad_()
+    y, want = (f(x, v, None, 1, "same", dilation) for f, v in ((qk.lut_conv2d, w), (F.conv2d, w.dequantize())))
+    assert torch.equal(y, want)
+    g = randint(*y.shape, seed=4)
+    assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(want, x, g)[0])
+
+
 @pytest.mark.parametrize("groups", [1, 2, 12])
 def test_no_float_weight_is_saved(groups, blocks):
     w, x, bias = make(24, 12 // groups, 3, 3, P=24), randn(2, 12, 9, 9).requires_grad_(), randn(24).requires_grad_()
