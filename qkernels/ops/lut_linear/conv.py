@@ -21,6 +21,8 @@ _FEW_PIXELS = 256  # in 16 bits: at most 1.07 times the time, mostly half; at 78
 _FEW_FLOATS = 64  # in float32: at most 1.3 times, mostly half to all of it; a smaller weight has one pixel
 _ELEMENTS = 1 << 15  # for each so many elements
 
+_INTS = (int, torch.SymInt)
+
 
 def lut_conv2d(
     x: Tensor,
@@ -88,7 +90,7 @@ def conv2d(
     if x.dtype in backends.FLOATS and torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))  # as F.conv2d does
     pairs = _pair(stride), _padding(padding, stride, dilation, shape), _pair(dilation)
-    if None in pairs or not isinstance(groups, int | torch.SymInt) or groups < 1 or shape[0] % groups:
+    if None in pairs or not isinstance(groups, _INTS) or groups < 1 or shape[0] % groups:
         weight = op.weight(codes, levels, scale, bits, group_size, shape, *matrix_shape(shape), x.dtype, None)
         return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
     stride, (top, bottom, left, right), dilation = pairs
@@ -106,13 +108,15 @@ def _pair(v) -> tuple[int, int] | None:
         return (v, v)
     pair = tuple(v) if isinstance(v, tuple | list) else (v,)
     pair = pair * 2 if len(pair) == 1 else pair
-    return pair if len(pair) == 2 and all(isinstance(i, int | torch.SymInt) for i in pair) else None
+    return pair if len(pair) == 2 and all(isinstance(i, _INTS) for i in pair) else None
 
 
 def _padding(padding, stride, dilation, shape) -> tuple[int, int, int, int] | None:
     """(top, bottom, left, right); "same" has one row or column more at the end where they are odd."""
+    if type(padding) is int:
+        return (padding,) * 4
     if padding == "valid":
-        padding = 0
+        return (0,) * 4
     if padding != "same":
         pair = _pair(padding)
         return None if pair is None else (pair[0], pair[0], pair[1], pair[1])
