@@ -53,7 +53,9 @@ _HAVE: dict[str, tuple[str, ...]] = {}  # function -> backends that have all its
 _library = torch.library.Library("qkernels", "FRAGMENT")
 
 
-def define(schema: str, fake: Callable, package: str, reference: Callable | None = None) -> Callable:
+def define(
+    schema: str, fake: Callable, package: str, reference: Callable | None = None, auto: Callable | None = None
+) -> Callable:
     """Register ``torch.ops.qkernels.<op>`` and return a function that calls it; a second time is harmless.
 
     schema: ``"lsq_fwd(Tensor x, ..., str backend) -> Tensor"``.
@@ -61,6 +63,7 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
     package: ``__package__`` of the op's folder, where ``triton.py`` may lie.
     reference: the op in plain PyTorch, for ops that an exported graph holds. They take the backend "auto" too, which
         each call resolves anew by its first tensor: a graph exported on a CPU runs on a GPU.
+    auto: for an op that is made of others, which choose: its one backend is "auto", and no table of backends has it.
     """
     op = schema.split("(")[0]
     if op in _CALLS:
@@ -76,8 +79,10 @@ def define(schema: str, fake: Callable, package: str, reference: Callable | None
     if reference is not None:
         kernels["reference"] = reference
         kernels["auto"] = lambda x, *args: fastest(op, x)(x, *args)
-
-    _note(op)
+    if auto is not None:
+        kernels["auto"] = auto
+    else:
+        _note(op)
 
     def run(*args):
         return kernels[args[-1]](*args[:-1])
@@ -111,9 +116,13 @@ def one_by_one(op: Callable, info: object, in_dims: Sequence[int | None], *args)
     """
 
     def element(i: int) -> list:
-        return [a if dim is None else a.select(dim, i).contiguous() for a, dim in zip(args, in_dims, strict=True)]
+        return [a.select(d, i).contiguous() if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
 
-    zeros = [a if dim is None else a.sum(dim) for a, dim in zip(args, in_dims, strict=True) if not info.batch_size]
+    zeros = [
+        a.sum(d) if isinstance(d, int) else a  # a list of ints has a list of None
+        for a, d in zip(args, in_dims, strict=True)
+        if not info.batch_size
+    ]
     calls = [op(*element(i)) for i in range(info.batch_size)] or [op(*zeros)]
     if isinstance(calls[0], Tensor):
         return torch.stack(calls)[: info.batch_size], 0

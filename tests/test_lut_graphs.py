@@ -122,7 +122,7 @@ def test_an_exported_layer_chooses_its_backend_when_it_runs(make, activation, st
 
 
 KERNELS = [
-    dict(kernel_size=1),
+    dict(kernel_size=1, padding=1),  # without, it may be a matmul
     dict(kernel_size=(1, 5), padding=(0, 2)),
     dict(kernel_size=(5, 2), stride=(3, 1), padding=(1, 2)),
     dict(kernel_size=(7, 7), padding=3),

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import qkernels as qk
 from qkernels import backends
-from qkernels.ops.lut_linear import conv, op
+from qkernels.ops.lut_linear import op
 from qkernels.pack import PLANES, LutWeight
 from qkernels.testing.others import assert_twice_as_good
 from qkernels.testing.others import packed_weight as make
@@ -376,52 +376,6 @@ def test_conv2d_gives_the_bits_of_pytorch_with_the_dequantized_weight(options, d
     assert torch.equal(qk.lut_conv2d(x[0], w, bias, **options), F.conv2d(x[0], w.dequantize(dtype), bias, **options))
     g = torch.randn_like(y)
     assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(want, own, g)[0])
-
-
-@compiled
-@pytest.mark.parametrize(
-    "options", [{}, {"padding": "same"}, {"stride": (1, 1), "padding": (0, 0), "dilation": 3}], ids=str
-)
-def test_a_1x1_convolution_of_few_pixels_is_the_packed_matmul(options, monkeypatch):
-    w, bias = make(272, 256, 1, 1, P=272, integers=True), randint(272, seed=3)
-    x = randint(2, 256, 4, 8).requires_grad_()
-    want = F.conv2d(x, w.dequantize(), bias)
-    grad = torch.autograd.grad(want.sum(), x)[0]
-    monkeypatch.setattr(op, "weight", None)  # no float weight is made for it
-    y = qk.lut_conv2d(x, w, bias, **options)
-    assert torch.equal(y, want) and y.is_contiguous()
-    assert torch.equal(qk.lut_conv2d(x[0], w, bias, **options), want[0])
-    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], grad)
-
-
-@pytest.mark.parametrize(
-    ("pixels", "options"), [((4, 8), {"stride": 2}), ((4, 8), {"padding": 1}), ((4, 8), {"groups": 2}), ((5, 13), {})]
-)
-def test_other_1x1_convolutions_are_not(pixels, options):
-    w = make(256, 512 // options.get("groups", 1), 1, 1, P=256, integers=True)
-    x = randint(1, 512, *pixels)
-    keys = ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)
-    assert not conv._is_matmul(x, w.shape, *(options.get(*key) for key in keys))
-    assert torch.equal(qk.lut_conv2d(x, w, **options), F.conv2d(x, w.dequantize(), **options))
-
-
-@compiled
-@pytest.mark.parametrize(
-    "options", [{"dilation": 0}, {"dilation": (1, 2, 3)}, {"padding": (0, 0, 0, 0)}, {"stride": 1.0}], ids=str
-)
-def test_a_1x1_convolution_refuses_what_pytorch_refuses(options):
-    w, x = make(272, 256, 1, 1, P=272), randn(1, 256, 4, 8)
-    with pytest.raises((RuntimeError, TypeError)):
-        F.conv2d(x, w.dequantize(), **options)
-    with pytest.raises((RuntimeError, TypeError)):
-        qk.lut_conv2d(x, w, **options)
-
-
-@compiled
-def test_a_1x1_convolution_keeps_channels_last():
-    w, x = make(272, 256, 1, 1, P=272), randn(2, 256, 4, 8).to(memory_format=torch.channels_last)
-    y, want = qk.lut_conv2d(x, w), F.conv2d(x, w.dequantize())
-    assert y.stride() == want.stride() and torch.allclose(y, want, atol=1e-2)
 
 
 W, X = make(24, 64), torch.randn(3, 64)
