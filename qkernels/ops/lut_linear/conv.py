@@ -186,13 +186,13 @@ def _blocks(codes, levels, scale, bits, group_size, shape, groups, dtype) -> Ite
     """(rows, channels, groups, weight[rows]): convolutions of ``channels`` of x that give ``rows`` of y, one by one."""
     n, k = matrix_shape(shape)
     if n * k <= op._CHUNK:
-        weight = op._dequantize(codes, levels, scale, bits, group_size, n, k, "auto")
-        yield slice(0, n), slice(0, shape[1] * groups), groups, weight.view(shape).to(dtype)
+        weight = op._dequantize(codes, levels, scale, bits, group_size, n, k, dtype, "auto")
+        yield slice(0, n), slice(0, shape[1] * groups), groups, weight.view(shape)
         return
-    for rows, weight in op._row_chunks(codes, levels, scale, bits, group_size, n, k):
+    for rows, weight in op._row_chunks(codes, levels, scale, bits, group_size, n, k, dtype=dtype):
         for part, channels, count in _pieces(rows, shape, groups):
             some = weight[part.start - rows.start : part.stop - rows.start]
-            yield part, channels, count, some.view(-1, *shape[1:]).to(dtype)
+            yield part, channels, count, some.view(-1, *shape[1:])
 
 
 def _pieces(rows: slice, shape, groups) -> Iterator[tuple[slice, slice, int]]:
