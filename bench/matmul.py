@@ -41,11 +41,11 @@ def make_weight(N: int, K: int, bits: int, group: int, levels_kind: str, device:
     return LutWeight.pack(codes, levels, scale, bits=bits, group_size=group).to(device)
 
 
-def make_post(N: int, K: int, group: int) -> LutWeight:
-    """4 bits on powers of sqrt(2)."""
-    g = torch.Generator().manual_seed(0)
-    codes, scale = torch.randint(0, 15, (N, K), generator=g), torch.rand(N * K // group, generator=g) + 0.1
-    return LutWeight.pack(codes, qk.post_levels(4), scale, bits=4, group_size=group)
+def make_post(N: int, K: int, bits: int, group: int) -> LutWeight:
+    """On powers of sqrt(2)."""
+    g, levels = torch.Generator().manual_seed(0), qk.post_levels(bits)
+    codes, scale = torch.randint(0, len(levels), (N, K), generator=g), torch.rand(N * K // group, generator=g) + 0.1
+    return LutWeight.pack(codes, levels, scale, bits=bits, group_size=group)
 
 
 def measure(
@@ -66,13 +66,16 @@ def measure(
     On a GPU a time is that of one call in a CUDA graph, which goes over all copies of the weight.
 
     limit_us: reading w and x at that bandwidth, or the products at the rate of a large matmul, whichever takes longer.
-    dtype int8: activations are integers and the weight POST's, and ``lut_linear_int`` multiplies them. Its peer is
-    ``lut_linear`` with the same values in float32, as is the dense layer, and its limit that of the bandwidth.
+    dtype int8: activations are integers and the weight POST's, of 1 and 8 bits LSQ's, and ``lut_linear_int`` multiplies
+    them. Its peer is ``lut_linear`` with the same values in float32, as is the dense layer, and its limit that of the
+    bandwidth.
     """
     hot, integers, name = cache == "hot", dtype == torch.int8, str(dtype)[6:]
+    if integers and bits not in (2, 3, 4):
+        levels = "integers"
     if post := integers and levels != "integers":
         levels = "POST's"
-    w = make_post(N, K, group) if post else make_weight(N, K, bits, group, levels, device)
+    w = make_post(N, K, bits, group) if post else make_weight(N, K, bits, group, levels, device)
     dtype = torch.float32 if integers else dtype
     ours = [dataclasses.replace(w, codes=codes) for codes in copies(w.codes, hot)]
     dense = copies(w.dequantize(dtype), hot)
@@ -128,8 +131,8 @@ def run(
     """Rows of the matmul benchmark; rows: of x; levels: of the weight (see make_weight)."""
     dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)[: 1 if quick else 2]
     kinds = [(b, dtype) for dtype in dtypes for b in bits or (QUICK_BITS if quick else BITS)]
-    if device == "cpu" and 4 in (bits or BITS):
-        kinds.append((4, torch.int8))
+    if device == "cpu":
+        kinds += [(b, torch.int8) for b in bits or (QUICK_BITS if quick else BITS)]
     if device == "cuda":
         shapes, all_rows, caches = GPU_SHAPES, GPU_ROWS, ("rotated",)
     else:

@@ -11,16 +11,16 @@ from .matmul import measure
 
 
 @pytest.mark.parametrize(
-    ("bits", "dtype"), [(4, torch.float32), (4, torch.bfloat16), (3, torch.float32), (4, torch.int8)]
+    ("bits", "dtype"), [(4, torch.float32), (4, torch.bfloat16), (3, torch.float32), (4, torch.int8), (8, torch.int8)]
 )
 def test_a_row_is_whole(bits, dtype, monkeypatch):
     monkeypatch.setattr("bench.peers.BETWEEN", 1 << 16)
     row = measure(32, 256, 2, bits, 64, dtype, "bfloat16", "cpu", "rotated", 0.0)
     numbers = ("median_us", "dense_us", "x_dense", "gbps", "pct_roof", "limit_us") + (
-        ("peer_us", "x_peer") if bits == 4 else ()
+        ("peer_us", "x_peer") if bits == 4 or dtype == torch.int8 else ()
     )
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in numbers)
-    assert row["backend"] in ("cpu", "reference", "cpu int8") and ("peer" in row) == (bits == 4)
+    assert row["backend"] in ("cpu", "reference", "cpu int8") and ("peer" in row) == (bits == 4 or dtype == torch.int8)
     assert len(line("matmul", row)) == len(line("matmul", None))
 
 

@@ -24,6 +24,13 @@ PAIRS = [
     (qk.ASQ(bits=4), qk.ASQ(bits=4)),
     (qk.POST(bits=4), qk.ASQ(bits=8, bound=1.0)),
     (qk.LSQ(bits=4, granularity=32), qk.LSQ(bits=3)),
+    (qk.LSQ(bits=8, granularity="row"), qk.LSQ(bits=8)),
+    (qk.CPQ(bits=8), qk.LSQ(bits=8, signed=False)),
+    (qk.DAQ(bits=8), qk.ASQ(bits=8)),
+    (qk.LSQ(bits=3), qk.LSQ(bits=8)),
+    (qk.POST(bits=3, granularity=32), qk.LSQ(bits=8)),
+    (qk.POST(bits=2), qk.LSQ(bits=8, signed=False)),
+    (qk.DAQ(bits=1, granularity=32), qk.LSQ(bits=8)),
 ]
 
 
@@ -214,9 +221,8 @@ def test_files_do_not_store_it(tmp_path):
     [
         (qk.LSQ(bits=4), None, "the activation quantizer must be LSQ's or ASQ's, got None"),
         (qk.LSQ(bits=4), qk.DAQ(bits=4), "the activation quantizer must be LSQ's or ASQ's, got DAQ"),
-        (qk.LSQ(bits=8), qk.LSQ(bits=8), "integers up to 16 of one unit"),
-        (qk.LSQ(bits=3), qk.LSQ(bits=8), "codes must be of 4 bits, or of 8 with at most 32 levels, got 3 bits"),
         (qk.DQ(bits=4), qk.LSQ(bits=8), "levels must be 0 or"),
+        (qk.DQ(bits=8), qk.LSQ(bits=8), "levels that are not evenly spaced must be at most 32, got 256"),
     ],
 )
 def test_other_layers_refuse_with_reason(weight, activation, message):

@@ -20,8 +20,11 @@ from .isas import ALL
 from .isas import SAME_BITS as ISAS
 from .test_matmul import randn
 
-READ = [(4, "exact"), (4, "nozero"), (4, "release"), (3, "release"), (4, "lsq"), (4, "daq")]  # by the CPU kernel
-GRIDS = READ + [(3, "exact"), (3, "nozero"), (2, "exact"), (1, "nozero"), (3, "lsq"), (2, "daq")]
+GRIDS = [
+    (1, "nozero"), (2, "exact"), (2, "nozero"), (3, "exact"), (3, "nozero"), (3, "release"), (4, "exact"),
+    (4, "nozero"), (4, "release"), (1, "daq"), (2, "lsq"), (3, "lsq"), (4, "lsq"), (8, "lsq"), (2, "daq"), (4, "daq"),
+    (8, "daq"), (2, "gap"), (3, "gap"), (4, "gap"), (5, "gap"), (4, "wide"), (1, "wide"),
+]  # fmt: skip
 SHAPES = [
     (1, 1, 1),
     (16, 64, 16),
@@ -38,11 +41,15 @@ BACKENDS = backends.backends_of("lut_linear_int")
 
 
 def levels_of(grid: tuple[int, str]) -> torch.Tensor:
-    """POST's, or integers: those of LSQ and DAQ."""
+    """POST's, or integers: those of LSQ and DAQ, not evenly spaced ones, and as large as they may be."""
     bits, name = grid
     if name == "lsq":
         return torch.arange(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1))
-    return 2 * torch.arange(2.0**bits) - (2**bits - 1) if name == "daq" else qk.post_levels(bits, name)
+    if name == "daq":
+        return 2.0 * torch.arange(2**bits) - (2**bits - 1)
+    if name == "gap":
+        return torch.cat([torch.arange(2.0**bits - 1) - 2 ** (bits - 1), torch.tensor([16.0])])
+    return torch.arange(2.0**bits) * (510 // (2**bits - 1)) - 255 if name == "wide" else qk.post_levels(bits, name)
 
 
 def make(N: int, K: int, P: int = 1, grid: tuple[int, str] = (4, "exact"), seed: int = 0) -> LutWeight:
@@ -68,30 +75,28 @@ def want(x: torch.Tensor, step: torch.Tensor, w: LutWeight, bias: torch.Tensor |
     return total * step[:, None] + (0 if bias is None else bias)
 
 
-def cpu(x, step, w, bias, vnni: bool = True) -> torch.Tensor:
-    return op._cpu(x, step, 0, 0, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, *w.shape, vnni)
+def cpu(x, step, w, bias) -> torch.Tensor:
+    return op._cpu(x, step, 0, 0, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, *w.shape)
 
 
 @compiled
-@pytest.mark.parametrize("name", [*ISAS, "vnni", *(["amx"] if "amx" in ALL else [])])
-@pytest.mark.parametrize("grid", READ, ids=str)
+@pytest.mark.parametrize("name", [*ISAS, *(["amx"] if "amx" in ALL else [])])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 def test_the_kernels_are_exact_on_each_instruction_set(dtype, grid, name, isa):
     """Rows that share a pass and those that are left, parts of tiles and stripes, groups of 32 and long rows."""
-    if name == "vnni" and not torch.ops.qkernels_cpu.lut_linear_int_vnni():
-        pytest.skip("this machine has no AVX-512 VNNI")
-    isa("avx512" if name == "vnni" else name)
+    isa(name)
     for N, K, P in SHAPES:
         w, bias = make(N, K, P, grid), randn(N, seed=3)
         for M in (1, 2, 3, 4, 7, 15, *([16, 17, 33, 70, 300] if name == "amx" else [])):
             x, step = integers(M, K, dtype), torch.rand(M) + 0.01
-            assert torch.equal(cpu(x, step, w, bias, name in ("vnni", "amx")), want(x, step, w, bias)), (N, K, P, M)
-        assert torch.equal(cpu(x, step, w, None, name in ("vnni", "amx")), want(x, step, w))
+            assert torch.equal(cpu(x, step, w, bias), want(x, step, w, bias)), (N, K, P, M)
+        assert torch.equal(cpu(x, step, w, None), want(x, step, w))
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_every_grid_of_up_to_4_bits_is_exact(grid, backend):
+def test_every_grid_is_exact(grid, backend):
     for dtype in (torch.int8, torch.uint8):
         for N, K, P in ((17, 96, 51), (5, 4100, 5)):
             w, x, bias = make(N, K, P, grid), integers(6, K, dtype), randn(N, seed=3)
@@ -102,15 +107,14 @@ def test_every_grid_of_up_to_4_bits_is_exact(grid, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("grid", READ, ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_the_largest_sums_do_not_overflow(grid, backend, isa):
     top = len(levels_of(grid)) - 1
     for name in ISAS if backend == "cpu" else ISAS[:1]:
         isa(name)
         for code in (0, top):
-            bits = 8 if grid == (4, "release") else 4
             codes = torch.full((16, 8192), code, dtype=torch.uint8)
-            w = LutWeight.pack(codes, levels_of(grid), torch.ones(1), bits=bits)
+            w = LutWeight.pack(codes, levels_of(grid), torch.ones(1), bits=make(1, 1, 1, grid).bits)
             for value, dtype in ((255, torch.uint8), (-128, torch.int8), (127, torch.int8)):
                 x = torch.full((3, 8192), value, dtype=dtype)
                 y = qk.lut_linear_int(x, torch.ones(1), w, backend=backend)
@@ -228,7 +232,9 @@ def test_levels_are_split_exactly(grid):
     for scale in (1.0, 2.0**-30, 2.0**5):
         split = reference.split(levels * scale)
         assert torch.equal(split.whole().double() * split.unit, (levels * scale).double())
-        assert not (split.even * split.odd).any() and max(split.even.abs().max(), split.odd.abs().max()) <= 16
+        assert not (split.even * split.odd).any()
+        spaced = len((levels.diff() / levels.abs().max()).unique()) == 1
+        assert max(split.even.abs().max(), split.odd.abs().max()) <= (255 if spaced else 16)
     assert reference.split(torch.zeros(3)).whole().tolist() == [0, 0, 0]
 
 
@@ -270,7 +276,8 @@ def test_it_compiles_whole_and_an_exported_graph_says_auto():
 
 W, X, STEP = make(24, 64), integers(4, 64, torch.int8), torch.tensor([0.1])
 ODD = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 0.3]), torch.ones(1), bits=4)
-WIDE = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 2.0**-5]), torch.ones(1), bits=4)
+WIDE = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 0.0, 2.0**-5]), torch.ones(1), bits=4)
+MANY = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.arange(40.0) % 17, torch.ones(1), bits=8)
 FAR = LutWeight.pack(
     torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([1.0, 1.4140625 * 2**-6]), torch.ones(1), bits=4
 )
@@ -294,10 +301,11 @@ REFUSED = [
         (X, STEP, ODD),
         {},
         ValueError,
-        r"levels must be 0 or \+-2\*\*\(j/2\), .* or integers up to 16 of one unit, got 0.3",
+        r"levels must be 0 or \+-2\*\*\(j/2\), .* one unit, up to 16, or evenly spaced and up to 255, got 0.3",
     ),
     ((X, STEP, WIDE), {}, ValueError, r"at most 2\*\*4 times the smallest of their kind, got 2\*\*5 times"),
     ((X, STEP, FAR), {}, ValueError, "at most 16.0625 times their smallest power of 2, got 64"),
+    ((X, STEP, MANY), {}, ValueError, "levels that are not evenly spaced must be at most 32, got 40"),
     ((X, STEP, W), {"backend": "cuda"}, NotImplementedError, "lut_linear_int on cpu: cuda: "),
 ]
 
@@ -306,11 +314,3 @@ REFUSED = [
 def test_refuses_with_reason(args, kwargs, exception, message):
     with pytest.raises(exception, match=message):
         qk.lut_linear_int(*args, **kwargs)
-
-
-@compiled
-def test_the_cpu_kernel_refuses_codes_that_it_cannot_read():
-    with pytest.raises(
-        NotImplementedError, match="codes must be of 4 bits, or of 8 with at most 32 levels, got 2 bits"
-    ):
-        qk.lut_linear_int(X, STEP, make(24, 64, grid=(2, "exact")), backend="cpu")

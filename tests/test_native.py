@@ -65,7 +65,13 @@ AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
 @pytest.mark.parametrize(
-    ("isa", "needs"), [("0", set()), ("2", {"avx2"}), ("512", AVX512), ("512 -DQK_TILES_IN_SOFTWARE", AVX512)]
+    ("isa", "needs"),
+    [
+        ("0", set()),
+        ("2", {"avx2", "fma", "f16c"}),
+        ("512", AVX512 | {"avx512_vnni"}),
+        ("512 -DQK_TILES_IN_SOFTWARE", AVX512),
+    ],
 )
 def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

@@ -74,8 +74,8 @@ template <class Levels, int parts> struct Pairs<8, Levels, parts> {  // 8 bits: 
   }
 };
 
-template <int bits, class Levels, int parts> struct Products {
-  static constexpr int kBits = bits, kBlockBytes = parts * kTileBytes;
+template <int bits, class Levels, int parts> struct Products : Usual {
+  static constexpr int kBits = bits, kBlockBytes = parts * kTileBytes, kBlocks = Codes<bits>::kBlocks > 4 ? Codes<bits>::kBlocks : 4;
   struct Note {};
   const Pairs<bits, Levels, parts> table;
   const AmxRows& x;
@@ -117,7 +117,7 @@ void stripes(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t en
              uint8_t* scratch) {
   using Form = Products<bits, Levels, parts>;
   static_assert(2 * Decoder<Form>::kBytes <= qk::LutAmx::kBuffer);
-  const Form form{Pairs<bits, Levels, parts>(w, levels), x};
+  const Form form{{}, Pairs<bits, Levels, parts>(w, levels), x};
   all_stripes(w, form, begin, end, bias, y, scratch, reinterpret_cast<float*>(scratch + qk::LutAmx::kBuffer));
 }
 

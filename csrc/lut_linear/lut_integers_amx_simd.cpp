@@ -15,19 +15,18 @@ using qk::IntegerRows;
 
 // What codes become: themselves, or their levels by table.
 template <int bits, bool by_table> struct Bytes {
-  __m512i levels;
-  explicit Bytes(const IntegerLevels& l)
-      : levels(_mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(l.table)))) {}
+  const ByteTable<4> levels;
+  explicit Bytes(const IntegerLevels& l) : levels(l.table) {}
   // Sub-block `first + s` of a unit: to [8 quads][16 rows].
   QK_HD void block(const I (&words)[1][Codes<bits>::kWords], int first, int s, uint8_t* to) const {
     for (int t = 0; t < 4; t++)
       Quads<bits>::octet(words, first, s, t, [&](int q, I code) QK_INLINE_LAMBDA {
-        _mm512_store_si512(to + (2 * t + q) * 64, by_table ? _mm512_shuffle_epi8(levels, code.v) : code.v);
+        store_words(to + (2 * t + q) * 64, by_table ? levels(code) : code);
       });
   }
 };
 
-template <int bits, bool by_table> struct Integers {
+template <int bits, bool by_table> struct Integers : Usual {
   static constexpr int kBits = bits, kBlockBytes = 512, kBlocks = Codes<bits>::kBlocks > 4 ? Codes<bits>::kBlocks : 4;
   struct Note { const IntegerRows::Segment* first; int64_t next; };  // of the first tile's rows, and how far to those of the next
   const Bytes<bits, by_table> table;
@@ -64,7 +63,7 @@ void stripes(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_
              uint8_t* scratch) {
   using Form = Integers<bits, by_table>;
   static_assert(Decoder<Form>::kBlocks == Form::kBlocks && 2 * Decoder<Form>::kBytes <= qk::LutIntegersAmx::kBuffer);
-  const Form form{Bytes<bits, by_table>(levels), x, all(levels.factor)};
+  const Form form{{}, Bytes<bits, by_table>(levels), x, all(levels.factor)};
   all_stripes(w, form, begin, end, bias, y, scratch, reinterpret_cast<float*>(scratch + qk::LutIntegersAmx::kBuffer));
 }
 

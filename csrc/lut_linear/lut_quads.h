@@ -19,6 +19,39 @@ template <int bits> struct Quads {
   }
 };
 
+// Four bytes of a table for four codes: of up to 4 bits, sixteen entries; of 8, those below 32.
+#if QK_ISA == 512
+template <int bits> struct ByteTable {
+  __m512i first, second;
+  QK_HD explicit ByteTable(const int8_t* t) : first(whole(t)), second(bits == 8 ? whole(t + 16) : first) {}
+  QK_HD static __m512i whole(const int8_t* t) { return _mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(t))); }
+  QK_HD I operator()(I code) const {
+    const __m512i one = _mm512_shuffle_epi8(first, code.v);
+    if constexpr (bits < 8) return {one};
+    return {_mm512_mask_blend_epi8(_mm512_test_epi8_mask(code.v, _mm512_set1_epi8(16)), one, _mm512_shuffle_epi8(second, code.v))};
+  }
+};
+#elif QK_ISA == 2
+template <int bits> struct ByteTable {
+  __m256i first, second;
+  QK_HD explicit ByteTable(const int8_t* t) : first(whole(t)), second(bits == 8 ? whole(t + 16) : first) {}
+  QK_HD static __m256i whole(const int8_t* t) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t))); }
+  QK_HD __m256i half(__m256i code) const {
+    const __m256i one = _mm256_shuffle_epi8(first, code);
+    if constexpr (bits < 8) return one;
+    return _mm256_blendv_epi8(one, _mm256_shuffle_epi8(second, code), _mm256_slli_epi16(code, 3));  // bit 4 of a code below 32
+  }
+  QK_HD I operator()(I code) const { return {{half(code.v[0]), half(code.v[1])}}; }
+};
+#else
+template <int bits> struct ByteTable {
+  const int8_t* t;
+  QK_HD explicit ByteTable(const int8_t* table) : t(table) {}
+  QK_HD uint32_t at(uint32_t code, int byte) const { return uint32_t(uint8_t(t[code >> 8 * byte & (bits == 8 ? 31 : 15)])) << 8 * byte; }
+  QK_HD I operator()(I code) const QK_LANES(I, .v[i] = at(code.v[i], 0) | at(code.v[i], 1) | at(code.v[i], 2) | at(code.v[i], 3))
+};
+#endif
+
 // A segment in units of the levels: upper and lower halves of integers, summed and multiplied as codes are (see IntegerLevels). What
 // the lower ones carry over goes to the upper ones, so that the same integer gives the same bits, however it was halved.
 QK_IN F in_steps(I high, I low, I factor, const qk::IntegerRows::Segment& s) {

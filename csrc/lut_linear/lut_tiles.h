@@ -1,23 +1,30 @@
-// Rows of x times a packed weight on matrix tiles, two stripes at a time: they are decoded into memory, the only way into a tile,
-// chunk after chunk, while the chunk before is multiplied.
+// Rows of x times a packed weight on matrix tiles, two stripes at a time, or one for which there are two sums: they are decoded into
+// memory, the only way into a tile, chunk after chunk, while the chunk before is multiplied.
 //
 // A Form is how: into what codes are decoded (kBits, kBlockBytes of a sub-block, at, table.block), how `depth` sub-blocks are
-// multiplied by a tile of x with rows of x_bytes (multiply), and how the sums of a segment, which ends with its group or at a
-// multiple of 128 columns, are added to the totals (Note, note, add); and x. Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
+// multiplied by a tile of x with rows of x_bytes (multiply), how the sums of a segment are added to the totals (Note, note, add), and
+// what it does not leave to Usual; and x. Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
 #pragma once
 #include "../common/amx.h"
 #include "lut_words.h"
 
 namespace {
 
-constexpr int kStripes = 2;
-static_assert(kSegment == 4 * kBlock);
+struct Usual {
+  static constexpr int kStripes = 2;
+  // The sub-block where the segment ends that holds `block`, if not with the group, which starts with sub-block `group`.
+  static int64_t segment_end(int64_t block, int64_t group) {
+    static_assert(kSegment == 4 * kBlock);
+    return (block / 4 + 1) * 4;
+  }
+  static F finish(F total, int64_t m) { return total; }  // of row m of x, before the bias
+};
 
 // kStripes stripes in chunks: kBlocks sub-blocks of each are decoded into one half of a buffer while those of the other half
 // are multiplied. A unit is what Codes loads at a time.
 template <class Form> struct Decoder {
   using C = Codes<Form::kBits>;
-  static constexpr int kBlocks = C::kBlocks > 4 ? C::kBlocks : 4, kUnits = kStripes * (kBlocks / C::kBlocks);
+  static constexpr int kStripes = Form::kStripes, kBlocks = Form::kBlocks, kUnits = kStripes * (kBlocks / C::kBlocks);
   static constexpr int kBytes = kBlocks * kStripes * Form::kBlockBytes;
   const C codes;
   const Form& form;
@@ -47,7 +54,8 @@ template <class Form> struct Decoder {
 // The sums of the segment that ended last, on their way to the totals. They are added while the next ones are multiplied: what
 // a tile has stored takes its time to get to where it can be loaded.
 template <class Form> struct Ended {
-  alignas(64) uint32_t sums[2 * kStripes][16][16];  // bits of whatever the form's are
+  static constexpr int kStripes = Form::kStripes;
+  alignas(64) uint32_t sums[4][16][16];  // bits of whatever the form's are
   F scale[kStripes];
   float* totals;  // [tiles][kStripes][each][16]
   typename Form::Note note;
@@ -64,23 +72,29 @@ template <class Form> struct Ended {
 // The rows of kStripes stripes from `stripe` on; those at `end` and beyond are the last one again, and not written.
 template <class Form> struct Stripes {
   using D = Decoder<Form>;
+  static constexpr int kStripes = Form::kStripes;
   const Packed& w;
   const Form& form;
   const D decoder;
-  float* const totals;  // [tiles][kStripes][each][16]
+  float* const totals;   // [tiles][kStripes][each][16]
+  uint32_t* const open;  // [tiles / 2][4][16][16]: sums of segments that go on in the next chunk; of one pair of tiles none are stored
   Ended<Form> ended;
 
   template <int n> static QK_HD void clear() {
     tile_clear<0>(), tile_clear<1>();
     if constexpr (n == 2) tile_clear<2>(), tile_clear<3>();
   }
-  template <int n> QK_HD void store_sums() {
-    tile_store<0>(ended.sums[0]), tile_store<1>(ended.sums[1]);
-    if constexpr (n == 2) tile_store<2>(ended.sums[2]), tile_store<3>(ended.sums[3]);
+  template <int n> static QK_HD void load_sums(const uint32_t* from) {
+    tile_load<0>(from), tile_load<1>(from + 256);
+    if constexpr (n == 2) tile_load<2>(from + 512), tile_load<3>(from + 768);
+  }
+  template <int n> static QK_HD void store_sums(uint32_t* to) {
+    tile_store<0>(to), tile_store<1>(to + 256);
+    if constexpr (n == 2) tile_store<2>(to + 512), tile_store<3>(to + 768);
   }
 
   // Where a segment starts.
-  struct Cut { int64_t number, group, group_end; };  // of segments and groups before, and the sub-block where this group ends
+  struct Cut { int64_t number, group, group_end; bool open; };  // segments and groups before, the sub-block where this group ends
   int64_t group_end(int64_t group) const { return group + 1 == w.G ? decoder.blocks : (group + 1) * w.group / kBlock; }
 
   // Sub-blocks [chunk, stop) of tiles i to i + n - 1, from `cut` on; and decodes `units` units of the next chunk, from `unit` on.
@@ -91,10 +105,12 @@ template <class Form> struct Stripes {
     const uint8_t *x = form.x.bytes_of(i, chunk), *more = n == 2 ? form.x.bytes_of(i + 1, chunk) : nullptr;
     const uint8_t* weights = decoder.half(chunk);
     uint8_t* const other = decoder.half(chunk + D::kBlocks);
+    uint32_t* const sums = form.x.tiles > 2 ? open + i * 512 : nullptr;
     int due = 0;
     for (int64_t block = chunk; block < stop;) {
-      const int64_t segment = lower(lower((block / 4 + 1) * 4, stop), cut.group_end);
-      clear<n>();
+      const int64_t end = lower(form.segment_end(block, cut.group * w.group / kBlock), cut.group_end), segment = lower(end, stop);
+      if (!cut.open) clear<n>();
+      else if (sums) load_sums<n>(sums);
       for (; block < segment; block += depth, x += next_x) {
         tile_load<4>(x, x_bytes);
         if constexpr (n == 2) tile_load<5>(more, x_bytes), more += next_x;
@@ -103,8 +119,13 @@ template <class Form> struct Stripes {
         for (due += units * depth; due >= D::kBlocks; due -= D::kBlocks) decoder.unit(chunk + D::kBlocks, unit++, other);
       }
       block = segment;
+      cut.open = segment < end;
+      if (cut.open) {
+        if (sums) store_sums<n>(sums);
+        break;
+      }
       ended.flush(form);
-      store_sums<n>();
+      store_sums<n>(ended.sums[0][0]);
       for (int r = 0; r < kStripes; r++) ended.scale[r] = load(w.scale + (decoder.stripe[r] * w.G + cut.group) * kStripe);
       ended.totals = totals + i * kStripes * form.x.each * kLanes;
       ended.note = form.note(i, cut.number), ended.next = 0, ended.end = kStripes * n;
@@ -118,7 +139,7 @@ template <class Form> struct Stripes {
     const int64_t blocks = decoder.blocks, tiles = form.x.tiles, turns = (tiles + 1) / 2;
     memset(totals, 0, tiles * kStripes * form.x.each * kLanes * sizeof(float));
     for (int u = 0; u < D::kUnits; u++) decoder.unit(0, u, decoder.half(0));
-    Cut cut{0, 0, group_end(0)};
+    Cut cut{0, 0, group_end(0), false};
     for (int64_t chunk = 0; chunk < blocks; chunk += D::kBlocks) {
       const int64_t stop = lower(chunk + D::kBlocks, blocks);
       const Cut start = cut;
@@ -133,9 +154,11 @@ template <class Form> struct Stripes {
   }
 };
 
-// Columns of stripes [begin, end) of y. buffer: two halves of a chunk; totals: [tiles][kStripes][each][16].
+// Columns of stripes [begin, end) of y. buffer: two halves of a chunk; totals and open: see Stripes.
 template <class Form>
-void all_stripes(const Packed& w, const Form& form, int64_t begin, int64_t end, const float* bias, Output y, uint8_t* buffer, float* totals) {
+void all_stripes(const Packed& w, const Form& form, int64_t begin, int64_t end, const float* bias, Output y, uint8_t* buffer, float* totals,
+                 uint32_t* open = nullptr) {
+  constexpr int kStripes = Form::kStripes;
   TileShapes shapes;
   for (int n = 0; n < 8; n++) {
     shapes.bytes[n] = uint16_t(n == 4 || n == 5 ? form.x_bytes() : 64);
@@ -144,11 +167,11 @@ void all_stripes(const Packed& w, const Form& form, int64_t begin, int64_t end, 
   const Tiles in_force(shapes);
   const int64_t each = form.x.each;
   for (int64_t stripe = begin; stripe < end; stripe += kStripes) {
-    Stripes<Form> stripes{w, form, {w, form, stripe, end, buffer}, totals, {}};
+    Stripes<Form> stripes{w, form, {w, form, stripe, end, buffer}, totals, open, {}};
     stripes.run();
     for (int64_t m = 0; m < form.x.M; m++)
       for (int r = 0; r < kStripes && stripe + r < end; r++)
-        write(w, stripe + r, load(totals + ((m / each * kStripes + r) * each + m % each) * kLanes), bias, y, m);
+        write(w, stripe + r, form.finish(load(totals + ((m / each * kStripes + r) * each + m % each) * kLanes), m), bias, y, m);
   }
 }
 

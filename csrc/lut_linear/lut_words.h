@@ -21,11 +21,13 @@ QK_IN I left(I a, int n) { return {_mm512_slli_epi32(a.v, n)}; }
 QK_IN I right_signed(I a, int n) { return {_mm512_srai_epi32(a.v, n)}; }
 QK_IN I choose(uint32_t mask, I a, I b) { return {_mm512_ternarylogic_epi32(_mm512_set1_epi32(int(mask)), a.v, b.v, 0xca)}; }
 QK_IN I masked(I a, uint32_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(int(mask)))}; }
+QK_IN I operator^(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
 QK_IN I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 QK_IN I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 QK_IN I all(int32_t n) { return {_mm512_set1_epi32(n)}; }
-QK_IN F to_float(I a) { return _mm512_cvtepi32_ps(a.v); }
+QK_IN F to_float(I a) { return _mm512_maskz_cvtepi32_ps(0xffff, a.v); }  // gcc 12 warns of the plain one
 QK_IN I load_words(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+QK_IN void store_words(uint8_t* p, I a) { _mm512_store_si512(p, a.v); }
 QK_IN I repeat(I a, int word) { return {word ? _mm512_shuffle_epi32(a.v, _MM_PERM_DDBB) : _mm512_shuffle_epi32(a.v, _MM_PERM_CCAA)}; }
 QK_IN I left_by(I a, int even, int odd) {
   return {_mm512_rolv_epi32(a.v, _mm512_set1_epi64(int64_t(even & 31) | int64_t(odd & 31) << 32))};
@@ -48,6 +50,7 @@ QK_IN I masked(I a, uint32_t mask) {
   const __m256i m = _mm256_set1_epi32(int(mask));
   return {{_mm256_and_si256(a.v[0], m), _mm256_and_si256(a.v[1], m)}};
 }
+QK_IN I operator^(I a, I b) { return {{_mm256_xor_si256(a.v[0], b.v[0]), _mm256_xor_si256(a.v[1], b.v[1])}}; }
 QK_IN I operator+(I a, I b) { return {{_mm256_add_epi32(a.v[0], b.v[0]), _mm256_add_epi32(a.v[1], b.v[1])}}; }
 QK_IN I operator*(I a, I b) { return {{_mm256_mullo_epi32(a.v[0], b.v[0]), _mm256_mullo_epi32(a.v[1], b.v[1])}}; }
 QK_IN I all(int32_t n) { return {{_mm256_set1_epi32(n), _mm256_set1_epi32(n)}}; }
@@ -55,6 +58,10 @@ QK_IN F to_float(I a) { return {_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a
 QK_IN I load_words(const uint8_t* p) {
   const __m256i* from = reinterpret_cast<const __m256i*>(p);
   return {{_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)}};
+}
+QK_IN void store_words(uint8_t* p, I a) {
+  __m256i* to = reinterpret_cast<__m256i*>(p);
+  _mm256_store_si256(to, a.v[0]), _mm256_store_si256(to + 1, a.v[1]);
 }
 QK_IN I repeat(I a, int word) {
   if (word) return {{_mm256_shuffle_epi32(a.v[0], 0xf5), _mm256_shuffle_epi32(a.v[1], 0xf5)}};
@@ -81,18 +88,23 @@ QK_IN I left(I a, int n) QK_LANES(I, .v[i] = a.v[i] << n)
 QK_IN I right_signed(I a, int n) QK_LANES(I, .v[i] = uint32_t(int32_t(a.v[i]) >> n))
 QK_IN I choose(uint32_t mask, I a, I b) QK_LANES(I, .v[i] = (a.v[i] & mask) | (b.v[i] & ~mask))
 QK_IN I masked(I a, uint32_t mask) QK_LANES(I, .v[i] = a.v[i] & mask)
+QK_IN I operator^(I a, I b) QK_LANES(I, .v[i] = a.v[i] ^ b.v[i])
 QK_IN I operator+(I a, I b) QK_LANES(I, .v[i] = a.v[i] + b.v[i])
 QK_IN I operator*(I a, I b) QK_LANES(I, .v[i] = a.v[i] * b.v[i])
 QK_IN I all(int32_t n) QK_LANES(I, .v[i] = uint32_t(n))
 QK_IN F to_float(I a) QK_LANES(F, .v[i] = float(int32_t(a.v[i])))
 QK_IN I load_words(const uint8_t* p)
     QK_LANES(I, .v[i] = uint32_t(p[4 * i]) | uint32_t(p[4 * i + 1]) << 8 | uint32_t(p[4 * i + 2]) << 16 | uint32_t(p[4 * i + 3]) << 24)
+QK_IN void store_words(uint8_t* p, I a) {
+  for (int i = 0; i < kLanes; i++)
+    for (int j = 0; j < 4; j++) p[4 * i + j] = uint8_t(a.v[i] >> 8 * j);
+}
 QK_IN I repeat(I a, int word) QK_LANES(I, .v[i] = a.v[i / 2 * 2 + word])
 QK_IN uint32_t left_by(uint32_t a, int n) { return n < 0 ? a >> -n : a << n; }
 QK_IN I left_by(I a, int even, int odd) QK_LANES(I, .v[i] = left_by(a.v[i], i % 2 ? odd : even))
 QK_IN F of_row(F scale, F other, int g) QK_LANES(F, .v[i] = (i % 2 ? other : scale).v[g + i / 2 % 2 * 8])
 #endif
-// What some are: sixteen words from memory; of each two words the first or second one, twice; words at even and odd places shifted
+// What some are: sixteen words from memory, and to memory at a multiple of 64; of each two words the first or second one, twice; words at even and odd places shifted
 // left, or right by what is negative (what is shifted out may come in again); and for a line (see Lines) of rows g and g + 8, the
 // scale of each element's row, from `scale` for the first words and `other` for the second ones.
 
@@ -301,11 +313,11 @@ QK_IN int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The segments of a row, one after another.
 struct Segment {
-  int64_t end, group_end, group;  // columns, columns, index
-  QK_HD explicit Segment(const Packed& w) : end(lower(kSegment, w.group)), group_end(w.group), group(0) {}
+  int64_t most, end, group_end, group;  // columns, columns, columns, index
+  QK_HD explicit Segment(const Packed& w, int64_t most = kSegment) : most(most), end(lower(most, w.group)), group_end(w.group), group(0) {}
   QK_HD void next(const Packed& w) {
     if (end == group_end) group_end += w.group, group++;
-    end = lower(end + kSegment, group_end);
+    end = lower(end + most, group_end);
   }
   QK_HD F scale(const Packed& w, int64_t stripe) const { return load(w.scale + (stripe * w.G + group) * kStripe); }
 };

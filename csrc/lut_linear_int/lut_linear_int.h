@@ -1,57 +1,89 @@
-// Integer activations times a packed weight whose levels are powers of sqrt(2), in integers: a level is
-// unit * (a * even + b * odd) with small integers even and odd, one of them 0, so a sum of products is two sums of integers.
-// Levels that are integers themselves have b = 0, and one sum.
+// Integer activations times a packed weight whose levels are integers, or powers of sqrt(2), of one unit: in integers. A level is
+// unit * (a * even + b * odd + c) with bytes even and odd by code, of evenly spaced levels the code itself. So a sum of products is
+// one or two sums of integers, and c times the sum of x.
 // The layout of codes and scales is drawn in qkernels/pack.py.
 #pragma once
-#include <cstdint>
+#include "../lut_linear/lut_linear.h"
 
 namespace qk {
 
 struct LsqArgs;
 
-struct PostWeight {
-  const uint8_t* codes;
-  const float* scale;  // [N/16][G][16]
-  int bits;            // 4, or 8 with codes below 32
-  int64_t N, K, group, G;
-  bool is_signed;      // x is int8, and even and odd have kOffset on top; else x is uint8
-  alignas(32) int8_t even[32], odd[32];  // by code
-  int32_t a, b;
+// What codes of a weight become that meets signed or unsigned x. The products of bytes take one unsigned and one signed factor:
+// weights are unsigned where x is signed, and else signed.
+struct ByteLevels {
+  static constexpr int kMost = 16, kMostEven = 255;  // of even and odd in size; of evenly spaced levels
+  bool x_signed;
+  bool fit = true;             // that, and of tables up to 32 codes
+  int tables = 0;              // 0: bytes are codes, of 8 bits less 128 for unsigned x; 1: even; 2: even and odd
+  int8_t even[32], odd[32];    // by code, and for signed x kMost more
+  int32_t a, b, c;
 
-  int64_t blocks() const { return (K + 31) / 32; }  // of 32 columns
+  ByteLevels(const float* evens, const float* odds, int count, int32_t a, int32_t b, int bits, bool is_signed)
+      : x_signed(is_signed), a(a), b(b), c(is_signed ? -kMost * (a + b) : 0) {
+    const auto within = [&](int most) {
+      const auto fits = [&](float v) { return v >= float(-most) && v <= float(most) && v == float(int(v)); };
+      bool all = true;
+      for (int i = 0; i < count; i++) all = all && fits(evens[i]) && fits(odds[i]);
+      return all;
+    };
+    const auto level = [&](int i) { return float(a) * evens[i] + float(b) * odds[i]; };  // exactly
+    const float by = count > 1 ? level(1) - level(0) : 0;
+    bool spaced = within(kMostEven);
+    for (int i = 2; i < count; i++) spaced = spaced && level(i) - level(i - 1) == by;
+    for (int i = 0; i < 32; i++) even[i] = odd[i] = int8_t(is_signed ? kMost : 0);
+    if (spaced) {
+      this->a = int32_t(by), this->b = 0, c = int32_t(level(0)) + (bits == 8 && !is_signed ? 128 * this->a : 0);
+      return;
+    }
+    tables = b ? 2 : 1, fit = count <= 32 && within(kMost);
+    for (int i = 0; i < count && fit; i++) even[i] = int8_t(even[i] + int(evens[i])), odd[i] = int8_t(odd[i] + int(odds[i]));
+  }
 };
 
-struct PostKernels {
-  static constexpr int kOffset = 16;         // what even and odd do not exceed in size
+// x as bytes, `each` rows a tile: [tiles][units][each][32 depth columns], each eight columns in the order of Quads, 0 beyond K.
+struct ByteRows {
   static constexpr int64_t kSegment = 4096;  // columns of a group whose sum int32 holds
-  // Columns of stripes [begin, end) of y [M, N] = step * (x w^T) + bias.
-  // x: [M][blocks][32], each eight columns of a block in the order of a word's bytes (post_column), 0 beyond K.
-  // offset: [M][segments], what the offset of the tables adds to the sum over a segment; segments of groups in order.
-  void (*linear)(const PostWeight&, int64_t begin, int64_t end, const uint8_t* x, int64_t M, const int32_t* offset,
-                 const float* step, const float* bias, float* y);
+  int64_t M, K, group;
+  int64_t most;  // rows of a tile
+  int depth;     // sub-blocks of 32 columns of a unit: 1 or 2
+  const float* step;  // [M]: of a row, times the unit of the levels
+  int64_t tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles, units = (K + 32 * depth - 1) / (32 * depth);
+  int64_t of_group = (group + kSegment - 1) / kSegment, segments = K / group * of_group;
+  uint8_t* data = nullptr;
+  int32_t* more = nullptr;  // [segments][tiles][each]: c times the sum over a segment; segments of groups in order
+  QK_HD int64_t height() const { return each; }
+  QK_HD int64_t stride() const { return 32 * depth; }
+  int64_t bytes() const { return tiles * units * each * stride(); }
+  int64_t room() const { return bytes() + segments * tiles * each * int64_t(sizeof(int32_t)); }
+  void place(uint8_t* memory) { data = memory, more = reinterpret_cast<int32_t*>(memory + bytes()); }
+  QK_HD const uint8_t* bytes_of(int64_t tile, int64_t b) const {  // sub-block b of the first row
+    return data + (tile * units + (b >> (depth - 1))) * each * stride() + (b & (depth - 1)) * 32;
+  }
+  QK_HD int32_t* more_of(int64_t tile, int64_t segment) const { return more + (segment * tiles + tile) * each; }
+  int64_t held() const { return ((1 << 20) / K + most) / most * most; }  // rows to take at a time: what an L2 cache holds
+};
+
+// Columns of stripes [begin, end) of y [M, N] = step * (x w^T) + bias. AVX-512's kernels are null without VNNI's instruction.
+struct LutInt {
+  void (*linear)(const Packed&, const ByteLevels&, int64_t begin, int64_t end, const ByteRows& x, const float* bias, float* y,
+                 uint8_t* scratch);
+  int64_t most;  // rows of a tile, of units of one sub-block
+  static int64_t scratch(const ByteRows& x) { return 2 * ByteRows::kSegment * kStripe + x.tiles * x.each * 64; }
+};
+
+// The same on matrix tiles of 16 rows, null without their instructions; of units of two sub-blocks where groups allow it.
+struct LutIntAmx {
+  static constexpr int64_t kBuffer = 2 * 8 * 1024;  // bytes: see Decoder
+  decltype(LutInt::linear) linear;
+  static int64_t scratch(const ByteRows& x) { return kBuffer + x.tiles * x.each * 2 * 64 + (x.tiles + 1) / 2 * 4096; }
 };
 
 // Rows [begin, end) of x [M, K], of a dtype as Output has it, to bytes: lsq's integers, of which `each` rows share a step.
 // numbers[m]: whether there is no NaN in row m.
-struct PostQuantize {
+struct LutIntQuantize {
   void (*quantize)(const LsqArgs&, const void* x, int dtype, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step,
                    uint8_t* to, char* numbers);
 };
-
-// The same on matrix tiles, null without their instructions: codes of 4 bits, and groups of a multiple of 64 columns, that is K of
-// one. x: [tiles][K / 64][rows(M)][64], each eight columns as PostKernels has them.
-struct PostAmx {
-  static int64_t rows(int64_t M) { const int64_t tiles = (M + 15) / 16; return (M + tiles - 1) / tiles; }  // of a tile
-  static constexpr int64_t kTiles = PostKernels::kSegment / 64, kBuffer = kTiles * 2048;  // T16 tiles of a segment; bytes
-  // scratch: kBuffer bytes and M * 64 more, at a multiple of 64.
-  void (*linear)(const PostWeight&, int64_t begin, int64_t end, const uint8_t* x, int64_t M, const float* step, const float* bias, float* y,
-                 uint8_t* scratch);
-};
-
-// The column, of eight, whose code is in byte `i` % 4 of a word: 4 bits: in its low or, from i = 4 on, high nibble; 8 bits: of
-// the first or the second word.
-inline int post_column(int bits, int i) { return bits == 4 ? i % 4 * 2 + i / 4 : i; }
-
-inline int64_t post_segments(const PostWeight& w) { return w.G * ((w.group + PostKernels::kSegment - 1) / PostKernels::kSegment); }
 
 }  // namespace qk

@@ -1,21 +1,18 @@
-// Integer activations times a packed weight on powers of sqrt(2). The Python side has checked shapes and devices.
+// Integer activations times a packed weight. The Python side has checked shapes and devices.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <numeric>
 #include <optional>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
-#include <type_traits>
-#include <utility>
 #include <vector>
 #include "../common/export.h"
 #include "../common/scratch.h"
 #include "../common/tensors.h"
 #include "../lsq/lsq.h"
+#include "../lut_linear/lut_linear_tensors.h"
 #include "lut_linear_int_kernels.h"
 
 namespace {
@@ -23,32 +20,28 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-bool has_vnni() {
-#ifdef __x86_64__
-  return qk::isa() >= qk::kAvx512 && qk::has_vnni() && qk::lut_linear_int_vnni_avx512.linear;
-#else
-  return false;
-#endif
-}
-
-const qk::PostKernels& kernels(bool vnni) {
-#ifdef __x86_64__
-  if (vnni && has_vnni()) return qk::lut_linear_int_vnni_avx512;
-#endif
-  return qk::lut_linear_int_kernels();
-}
-
 constexpr int64_t kTileRows = 9;  // of x, from where matrix tiles are faster
 
-// The kernel for matrix tiles, if it can run this.
-auto by_tiles(const qk::PostWeight& w, int64_t M) {
+// What multiplies, and how it takes x, chosen at once. Without VNNI, AVX-512's kernels cannot run.
+struct Kernel {
+  decltype(qk::LutInt::linear) linear;
+  int64_t most;
+  int depth;
+  int64_t (*scratch)(const qk::ByteRows&);
+  explicit Kernel(const qk::LutInt& rows) : linear(rows.linear), most(rows.most), depth(1), scratch(qk::LutInt::scratch) {}
+  Kernel(const qk::LutIntAmx& tiles, int depth) : linear(tiles.linear), most(16), depth(depth), scratch(qk::LutIntAmx::scratch) {}
+};
+Kernel kernel_for(int64_t M, int64_t K, int64_t group) {
 #ifdef __x86_64__
-  if (qk::isa() == qk::kAmx && M >= kTileRows && w.bits == 4 && w.group % 64 == 0) return qk::lut_linear_int_amx_kernels().linear;
+  const qk::Isa now = qk::isa();
+  if (now == qk::kAmx && M >= kTileRows) return {qk::lut_linear_int_amx_avx512, group % 64 == 0 || group == K ? 2 : 1};
+  if (now >= qk::kAvx512 && qk::has_vnni()) return Kernel(qk::lut_linear_int_avx512);
+  if (now >= qk::kAvx2) return Kernel(qk::lut_linear_int_avx2);
 #endif
-  return decltype(qk::PostAmx::linear)(nullptr);
+  return Kernel(qk::lut_linear_int_scalar);
 }
 
-// Bytes 0, 2, 4 and 6, then 1, 3, 5 and 7: the columns of a word's low nibbles, then of its high ones (post_column).
+// Bytes 0, 2, 4 and 6, then 1, 3, 5 and 7: the columns of a quad of up to 4 bits, then of the next one.
 uint64_t evens_first(uint64_t x) {
   const auto evens = [](uint64_t v) {
     v &= 0x00ff00ff00ff00ffull;
@@ -58,38 +51,37 @@ uint64_t evens_first(uint64_t x) {
   return evens(x) | evens(x >> 8) << 32;
 }
 
-// x [M, K] -> as PostKernels takes it, rows of one block after another, or as PostAmx does, `each` rows a tile.
-std::vector<uint8_t> in_blocks(const uint8_t* x, int64_t M, const qk::PostWeight& w, int64_t each) {
-  const int64_t width = each ? 64 : w.blocks() * 32, units = w.blocks() * 32 / width, tall = each ? each : 1;
-  std::vector<uint8_t> out((M + tall - 1) / tall * tall * w.blocks() * 32);
-  torch::stable::parallel_for(0, M, std::max<int64_t>(1, 65536 / w.K), [&](int64_t begin, int64_t end) {
+// The sum of eight bytes.
+int32_t sum_of(uint64_t x, bool is_signed) {
+  if (is_signed) x ^= 0x8080808080808080ull;  // 128 more
+  constexpr uint64_t kEven = 0x00ff00ff00ff00ffull;
+  return int32_t(((x & kEven) + (x >> 8 & kEven)) * 0x0001000100010001ull >> 48) - (is_signed ? 1024 : 0);
+}
+
+// x [M, K] -> bytes, in order, and what c times their sums is.
+void arrange(const uint8_t* x, const qk::ByteRows& rows, const qk::ByteLevels& levels, int bits) {
+  memset(rows.data, 0, rows.bytes());
+  const int64_t tile = rows.each * rows.stride();
+  torch::stable::parallel_for(0, rows.M, std::max<int64_t>(1, 65536 / rows.K), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; m++) {
-      uint8_t* row = &out[(m / tall * units * tall + m % tall) * width];
-      for (int64_t first = 0; first < w.K; first += 8) {
-        uint64_t eight = 0;
-        memcpy(&eight, x + m * w.K + first, std::min<int64_t>(8, w.K - first));
-        if (w.bits == 4) eight = evens_first(eight);
-        memcpy(row + first / width * tall * width + first % width, &eight, 8);
+      const int64_t i = m / rows.each, row = m % rows.each;
+      uint8_t* to = rows.data + i * rows.units * tile + row * rows.stride();
+      for (int64_t s = 0; s < rows.segments; s++) {
+        const int64_t group = s / rows.of_group, first = group * rows.group + s % rows.of_group * qk::ByteRows::kSegment;
+        const int64_t last = std::min(first + qk::ByteRows::kSegment, (group + 1) * rows.group);
+        int32_t sum = 0;
+        for (int64_t k = first; k < last; k += 8) {
+          uint64_t eight = 0;
+          if (last - k >= 8) memcpy(&eight, x + m * rows.K + k, 8);
+          else memcpy(&eight, x + m * rows.K + k, last - k);
+          sum += sum_of(eight, levels.x_signed);
+          if (bits < 8) eight = evens_first(eight);
+          memcpy(to + k / rows.stride() * tile + k % rows.stride(), &eight, 8);
+        }
+        rows.more_of(i, s)[row] = int32_t(uint32_t(levels.c) * uint32_t(sum));
       }
     }
   });
-  return out;
-}
-
-// What the offset of the tables adds to the sum over each segment: [M][segments].
-std::vector<int32_t> offsets(const uint8_t* x, int64_t M, const qk::PostWeight& w) {
-  const int64_t segments = qk::post_segments(w), of_group = segments / w.G;
-  std::vector<int32_t> out(M * segments);
-  if (!w.is_signed) return out;
-  const uint32_t factor = uint32_t(qk::PostKernels::kOffset) * (uint32_t(w.a) + uint32_t(w.b));
-  for (int64_t m = 0; m < M; m++)
-    for (int64_t s = 0; s < segments; s++) {
-      const int64_t group = s / of_group, first = group * w.group + s % of_group * qk::PostKernels::kSegment;
-      const int8_t* row = reinterpret_cast<const int8_t*>(x + m * w.K);
-      const int32_t sum = std::accumulate(row + first, row + std::min(first + qk::PostKernels::kSegment, (group + 1) * w.group), 0);
-      out[m * segments + s] = int32_t(factor * uint32_t(sum));
-    }
-  return out;
 }
 
 // x [M, k] as bytes: itself, or of floats lsq's integers from qmin to qmax. steps [M]: of its rows, times unit; NaN where step is
@@ -115,78 +107,47 @@ Tensor integers(const Tensor& x, const Tensor& step, int64_t qmin, int64_t qmax,
   return bytes;
 }
 
-// even, odd: int8 [n_levels]; a level is unit * (a * even + b * odd). step: float32 [P], P dividing the rows of x.
+// even, odd: whole numbers, float32 [n_levels]; a level is unit * (a * even + b * odd). step: float32 [P], P dividing the rows of x.
 Tensor lut_linear_split(Tensor x, Tensor step, int64_t qmin, int64_t qmax, Tensor codes, Tensor even, Tensor odd, int64_t a, int64_t b,
-                       double unit, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size, int64_t n, int64_t k,
-                       bool vnni) {
-  STD_TORCH_CHECK(bits == 4 || bits == 8, "bits must be 4 or 8, got ", bits);
-  STD_TORCH_CHECK(n > 0 && k > 0 && group_size > 0 && k % group_size == 0 && (group_size % 32 == 0 || group_size == k),
-                  "group_size must divide k=", k, " and be a multiple of 32, or k, got ", group_size);
+                       double unit, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
+  const qk::PackedTensors tensors(codes, even, scale, bits, group_size, n, k);
+  const qk::Packed& w = tensors.packed;
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k && x.is_contiguous(), "x must be [M, k=", k, "] and contiguous");
-  const int64_t M = x.size(0), stripes = (n + 15) / 16, width = 256 / bits;
-  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous() &&
-                      codes.numel() == stripes * ((k + width - 1) / width) * 512,
-                  "codes must be uint8, contiguous, and fit bits, n and k");
+  const int64_t M = x.size(0);
   STD_TORCH_CHECK(step.scalar_type() == ScalarType::Float && step.is_contiguous() && step.numel() > 0 && M % step.numel() == 0,
                   "step must be float32 [P], P dividing M=", M, ", got ", step.numel(), " values");
-  const Tensor scales = torch::stable::contiguous(torch::stable::to(scale, ScalarType::Float));
-  STD_TORCH_CHECK(scales.numel() == stripes * 16 * (k / group_size), "scale must fit group_size, n and k");
+  STD_TORCH_CHECK(odd.scalar_type() == ScalarType::Float && odd.is_contiguous() && odd.numel() == even.numel() && odd.numel() > 0,
+                  "odd must be like even, float32 and contiguous");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
   std::optional<Tensor> wide_bias;
-  if (bias.has_value()) wide_bias = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  if (bias.has_value()) wide_bias = qk::float_tensor(*bias);
   const float* add = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
-
-  qk::PostWeight w{};
-  w.codes = static_cast<const uint8_t*>(codes.data_ptr());
-  w.scale = static_cast<const float*>(scales.data_ptr());
-  w.bits = int(bits), w.N = n, w.K = k, w.group = group_size, w.G = k / group_size;
   if (M == 0) return torch::stable::new_empty(step, {0, n});
-  std::vector<float> all_steps;
-  x = integers(x, step, qmin, qmax, float(unit), all_steps);
-  w.is_signed = x.scalar_type() == ScalarType::Char;
-  w.a = int32_t(a), w.b = int32_t(b);
-  const int offset = w.is_signed ? qk::PostKernels::kOffset : 0;
-  for (const auto& [from, to] : {std::pair{even, w.even}, std::pair{odd, w.odd}}) {
-    STD_TORCH_CHECK(from.scalar_type() == ScalarType::Char && from.is_contiguous() && from.numel() <= (bits == 4 ? 16 : 32),
-                    "even and odd must be int8, at most ", bits == 4 ? 16 : 32);
-    std::fill_n(to, 32, int8_t(offset));
-    for (int64_t c = 0; c < from.numel(); c++) {
-      const int8_t level = static_cast<const int8_t*>(from.data_ptr())[c];
-      STD_TORCH_CHECK(std::abs(level) <= qk::PostKernels::kOffset, "even and odd must lie in [-16, 16], got ", int(level));
-      to[c] = int8_t(level + offset);
-    }
-  }
+  std::vector<float> steps;
+  x = integers(x, step, qmin, qmax, float(unit), steps);
+  const qk::ByteLevels levels(w.levels, static_cast<const float*>(odd.data_ptr()), tensors.count, int32_t(a), int32_t(b), w.bits,
+                              x.scalar_type() == ScalarType::Char);
+  STD_TORCH_CHECK(levels.fit, "even and odd must be whole and lie in [-16, 16], at most 32, or levels be evenly spaced and lie in [-255, 255]");
   Tensor y = torch::stable::new_empty(step, {M, n});
-  const uint8_t* rows = static_cast<const uint8_t*>(x.data_ptr());
-  float* to = static_cast<float*>(y.data_ptr());
-  const float* steps = all_steps.data();
-  if (const auto tiles = by_tiles(w, M); tiles && vnni) {
-    const int64_t held = std::max<int64_t>(16, (1 << 20) / k / 16 * 16);  // rows of x: what an L2 cache holds
-    for (int64_t m = 0; m < M; m += held) {
-      const int64_t count = std::min(held, M - m);
-      const std::vector<uint8_t> blocks = in_blocks(rows + m * k, count, w, qk::PostAmx::rows(count));
-      torch::stable::parallel_for(0, stripes, std::max<int64_t>(1, 8192 / (k * count)), [&](int64_t begin, int64_t end) {
-        static thread_local std::vector<uint8_t> memory;
-        tiles(w, begin, end, blocks.data(), count, steps + m, add, to + m * n, qk::scratch(memory, qk::PostAmx::kBuffer + count * 64));
-      });
-    }
-    return y;
+  const Kernel kernel = kernel_for(M, k, group_size);
+  const int64_t stripes = (n + qk::kStripe - 1) / qk::kStripe;
+  static thread_local std::vector<uint8_t> memory;
+  const auto part = [&](int64_t m, int64_t rows) { return qk::ByteRows{rows, k, group_size, kernel.most, kernel.depth, steps.data() + m}; };
+  for (int64_t m = 0, held = part(0, M).held(); m < M; m += held) {
+    qk::ByteRows rows = part(m, std::min(held, M - m));
+    rows.place(qk::scratch(memory, rows.room()));
+    arrange(static_cast<const uint8_t*>(x.data_ptr()) + m * k, rows, levels, w.bits);
+    torch::stable::parallel_for(0, (stripes + 1) / 2, std::max<int64_t>(1, 4096 / (k * rows.M)), [&](int64_t begin, int64_t end) {
+      static thread_local std::vector<uint8_t> own;
+      kernel.linear(w, levels, begin * 2, std::min(end * 2, stripes), rows, add, static_cast<float*>(y.data_ptr()) + m * n,
+                    qk::scratch(own, kernel.scratch(rows)));
+    });
   }
-  const std::vector<uint8_t> blocks = in_blocks(rows, M, w, 0);
-  const std::vector<int32_t> more = offsets(rows, M, w);
-  const auto kernel = kernels(vnni).linear;
-  torch::stable::parallel_for(0, stripes, std::max<int64_t>(1, 8192 / (k * M)), [&](int64_t begin, int64_t end) {
-    kernel(w, begin, end, blocks.data(), M, more.data(), steps, add, to);
-  });
   return y;
 }
 
-// Whether the kernels with the byte product instruction can run here.
-bool lut_linear_int_vnni() { return has_vnni(); }
-
 QK_EXPORT(cpu, lut_linear_split,
           "(Tensor x, Tensor step, int qmin, int qmax, Tensor codes, Tensor even, Tensor odd, int a, int b, float unit, Tensor scale, "
-          "Tensor? bias, int bits, int group_size, int n, int k, bool vnni) -> Tensor")
-QK_EXPORT(cpu, lut_linear_int_vnni, "() -> bool")
+          "Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")
 
 }  // namespace

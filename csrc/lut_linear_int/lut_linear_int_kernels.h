@@ -1,9 +1,6 @@
 #pragma once
 #include "../common/isa.h"
 #include "lut_linear_int.h"
-QK_DECLARE_KERNELS(PostKernels, lut_linear_int)
-QK_DECLARE_KERNELS(PostQuantize, lut_linear_int_quantize)
-#ifdef __x86_64__
-QK_DECLARE_KERNELS(PostAmx, lut_linear_int_amx)
-QK_DECLARE_KERNELS(PostKernels, lut_linear_int_vnni)  // null where the instruction set has no such instruction
-#endif
+QK_DECLARE_KERNELS(LutInt, lut_linear_int)
+QK_DECLARE_KERNELS(LutIntAmx, lut_linear_int_amx)
+QK_DECLARE_KERNELS(LutIntQuantize, lut_linear_int_quantize)

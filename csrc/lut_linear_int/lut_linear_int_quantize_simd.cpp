@@ -58,6 +58,6 @@ void quantize(const qk::LsqArgs& args, const void* x, int dtype, int64_t begin, 
 }  // namespace
 
 namespace qk {
-extern const PostQuantize QK_NAME(lut_linear_int_quantize);
-const PostQuantize QK_NAME(lut_linear_int_quantize) = {quantize};
+extern const LutIntQuantize QK_NAME(lut_linear_int_quantize);
+const LutIntQuantize QK_NAME(lut_linear_int_quantize) = {quantize};
 }  // namespace qk

@@ -1,187 +1,185 @@
-// lut_linear_int.h on the instruction set of simd.h. A vector holds a word of codes of each of the sixteen rows of a stripe, which
-// two byte look-ups turn to four weights of each row; they meet four activations that all rows share, and the four products are
-// added to the row's sum. So nothing is summed across lanes. QK_VNNI: with the instruction that does the last two steps at
-// once. Integers: the bits are the same on each.
+// lut_linear_int.h on the instruction set of simd.h. A vector holds four bytes of each of the sixteen rows of a stripe, a quad of
+// codes turned to weights; they meet four bytes of x that all rows share, and the four products are added to the row's sum. So
+// nothing is summed across lanes. Integers: the bits are the same on each.
 #pragma once
-#include "../common/t16_simd.h"
-#include "lut_linear_int.h"
+#include "lut_linear_int_bytes.h"
 
 namespace {
 
-using qk::PostKernels;
-using qk::PostWeight;
-
-constexpr int kRows = 16, kAhead = 2048;
-
-// ---------------------------------------------------------------- sixteen words: of four bytes each, or int32
+// ---------------------------------------------------------------- quads of products
+// sum += kQuads quads of weights times those of x. Signed x has unsigned weights.
 #if QK_ISA == 512
-constexpr int kMost = 8;  // rows of x whose sums are in registers
-struct W { __m512i v; };
-QK_IN W low(W a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
-QK_IN W high(W a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
-QK_IN W all(int32_t v) { return {_mm512_set1_epi32(v)}; }
-QK_IN W operator+(W a, W b) { return {_mm512_add_epi32(a.v, b.v)}; }
-QK_IN W operator-(W a, W b) { return {_mm512_sub_epi32(a.v, b.v)}; }
-QK_IN W operator*(W a, W b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
-QK_IN F to_float(W a) { return _mm512_cvtepi32_ps(a.v); }
-template <int bits> struct Lookup {
-  __m512i first, second;
-  explicit Lookup(const int8_t* t) : first(whole(t)), second(whole(t + 16)) {}
-  QK_HD static __m512i whole(const int8_t* t) { return _mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(t))); }
-  QK_HD W operator()(W code) const {
-    const __m512i one = _mm512_shuffle_epi8(first, code.v);
-    if constexpr (bits == 4) return {one};
-    return {_mm512_mask_blend_epi8(_mm512_test_epi8_mask(code.v, _mm512_set1_epi8(16)), one, _mm512_shuffle_epi8(second, code.v))};
-  }
-};
-// sum + the products of unsigned and signed bytes, four to a lane.
-QK_IN W dot(W sum, W u, W s) {
-#ifdef QK_VNNI
-  return {_mm512_dpbusd_epi32(sum.v, u.v, s.v)};
-#else
-  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(_mm512_maddubs_epi16(u.v, s.v), _mm512_set1_epi16(1)))};
-#endif
+constexpr int kMost = 8, kDirect = 4, kQuads = 1;
+template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uint8_t* x) {
+  int32_t four;
+  memcpy(&four, x, 4);
+  const __m512i shared = _mm512_set1_epi32(four);
+  sum.v = x_signed ? _mm512_dpbusd_epi32(sum.v, w->v, shared) : _mm512_dpbusd_epi32(sum.v, shared, w->v);
 }
 #elif QK_ISA == 2
-constexpr int kMost = 2;
-struct W { __m256i v[2]; };
-#define QK_HALVES(EXPRESSION) { W r; for (int i = 0; i < 2; i++) r.v[i] = EXPRESSION; return r; }
-QK_IN W low(W a) QK_HALVES(_mm256_and_si256(a.v[i], _mm256_set1_epi8(15)))
-QK_IN W high(W a) QK_HALVES(_mm256_and_si256(_mm256_srli_epi16(a.v[i], 4), _mm256_set1_epi8(15)))
-QK_IN W all(int32_t v) { return {{_mm256_set1_epi32(v), _mm256_set1_epi32(v)}}; }
-QK_IN W operator+(W a, W b) QK_HALVES(_mm256_add_epi32(a.v[i], b.v[i]))
-QK_IN W operator-(W a, W b) QK_HALVES(_mm256_sub_epi32(a.v[i], b.v[i]))
-QK_IN W operator*(W a, W b) QK_HALVES(_mm256_mullo_epi32(a.v[i], b.v[i]))
-QK_IN F to_float(W a) { return {_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}; }
-template <int bits> struct Lookup {
-  __m256i first, second;
-  explicit Lookup(const int8_t* t) : first(whole(t)), second(whole(t + 16)) {}
-  QK_HD static __m256i whole(const int8_t* t) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t))); }
-  QK_HD __m256i half(__m256i code) const {
-    const __m256i one = _mm256_shuffle_epi8(first, code);
-    if constexpr (bits == 4) return one;
-    return _mm256_blendv_epi8(one, _mm256_shuffle_epi8(second, code), _mm256_slli_epi16(code, 3));  // bit 4 of a code below 32
-  }
-  QK_HD W operator()(W code) const QK_HALVES(half(code.v[i]))
-};
-QK_IN W dot(W sum, W u, W s)
-    QK_HALVES(_mm256_add_epi32(sum.v[i], _mm256_madd_epi16(_mm256_maddubs_epi16(u.v[i], s.v[i]), _mm256_set1_epi16(1))))
-#else
-constexpr int kMost = 1;
-struct W { uint32_t v[kLanes]; };  // wraps around as the others do
-QK_IN W low(W a) QK_LANES(W, .v[i] = a.v[i] & 0x0f0f0f0fu)
-QK_IN W high(W a) QK_LANES(W, .v[i] = a.v[i] >> 4 & 0x0f0f0f0fu)
-QK_IN W all(int32_t v) QK_LANES(W, .v[i] = uint32_t(v))
-QK_IN W operator+(W a, W b) QK_LANES(W, .v[i] = a.v[i] + b.v[i])
-QK_IN W operator-(W a, W b) QK_LANES(W, .v[i] = a.v[i] - b.v[i])
-QK_IN W operator*(W a, W b) QK_LANES(W, .v[i] = a.v[i] * b.v[i])
-QK_IN F to_float(W a) QK_LANES(F, .v[i] = float(int32_t(a.v[i])))
-QK_IN uint32_t byte(uint32_t word, int i) { return word >> 8 * i & 255; }
-template <int bits> struct Lookup {
-  const int8_t* t;
-  explicit Lookup(const int8_t* table) : t(table) {}
-  QK_HD uint32_t one(uint32_t code) const {
-    uint32_t r = 0;
-    for (int i = 0; i < 4; i++) r |= uint32_t(uint8_t(t[byte(code, i) & 31])) << 8 * i;
-    return r;
-  }
-  QK_HD W operator()(W code) const QK_LANES(W, .v[i] = one(code.v[i]))
-};
-QK_IN uint32_t dot(uint32_t sum, uint32_t u, uint32_t s) {
-  for (int i = 0; i < 4; i++) sum += uint32_t(int(byte(u, i)) * int8_t(byte(s, i)));
-  return sum;
-}
-QK_IN W dot(W sum, W u, W s) QK_LANES(W, .v[i] = dot(sum.v[i], u.v[i], s.v[i]))
-#endif
-
-template <bool v> struct Constant { static constexpr bool value = v; };
-
-// Sums of one stripe for M rows of x: those of a segment in `even` and `odd`, twice for few rows, so that one addition need not
-// wait for the other.
-template <int bits, bool is_signed, bool has_odd, int M>
-void stripe_rows(const PostWeight& w, int64_t stripe, const uint8_t* x, const int32_t* offset, const float* step, const float* bias,
-                 float* y) {
-  constexpr int kBlocks = bits == 4 ? 2 : 1, kTwice = M <= 2 ? 2 : 1;  // blocks of a tile
-  const Lookup<bits> even_of(w.even), odd_of(w.odd);
-  const int64_t blocks = w.blocks(), segments = qk::post_segments(w), of_group = segments / w.G;
-  const uint8_t* codes = w.codes + stripe * ((blocks + kBlocks - 1) / kBlocks) * 512;
-  W even[kTwice][M], odd[kTwice][M], words[2][4];
-  F total[M];
-  const auto clear = [&]() __attribute__((always_inline)) {
-    QK_UNROLL for (int i = 0; i < kTwice; i++)
-      QK_UNROLL for (int m = 0; m < M; m++) even[i][m] = odd[i][m] = all(0);
-  };
-  clear();
-  QK_UNROLL for (int m = 0; m < M; m++) total[m] = F(0.0f);
-  int64_t group = 0, segment = 0, end = w.group < PostKernels::kSegment ? w.group : PostKernels::kSegment;
-  for (int64_t first = 0; first < blocks; first += kBlocks) {
-    const uint8_t* tile = codes + first / kBlocks * 512;
-    for (int line = 0; line < 512; line += 64) __builtin_prefetch(tile + kAhead + line);  // stripes follow one another
-    transpose_tile(tile, words[0]);
-    QK_UNROLL for (int half = 0; half < kBlocks; half++) {
-      const int64_t block = first + half;
-      if (block >= blocks) break;
-      const uint8_t* from = x + block * 32;
-      QK_UNROLL for (int i = 0; i < 8; i++) {
-        const int t = i / 2, part = i % 2;
-        const W code = bits == 8 ? words[part][t] : part ? high(words[half][t]) : low(words[half][t]);
-        const W e = even_of(code), o = has_odd ? odd_of(code) : e;
-        QK_UNROLL for (int m = 0; m < M; m++) {
-          int32_t four;
-          memcpy(&four, from + m * blocks * 32 + i * 4, 4);
-          const W shared = all(four);
-          W &to_even = even[part % kTwice][m], &to_odd = odd[part % kTwice][m];
-          to_even = is_signed ? dot(to_even, e, shared) : dot(to_even, shared, e);
-          if (has_odd) to_odd = is_signed ? dot(to_odd, o, shared) : dot(to_odd, shared, o);
-        }
-      }
-      if ((block + 1) * 32 >= end) {
-        const F scale = load(w.scale + (stripe * w.G + group) * kRows);
-        QK_UNROLL for (int m = 0; m < M; m++) {
-          W e = even[0][m], o = odd[0][m];
-          if (kTwice == 2) e = e + even[kTwice - 1][m], o = o + odd[kTwice - 1][m];
-          total[m] = total[m] + to_float(e * all(w.a) + o * all(w.b) - all(offset[m * segments + segment])) * scale;
-        }
-        clear();
-        segment++;
-        if (segment % of_group == 0) group++;
-        const int64_t group_end = (group + 1) * w.group;
-        end = end + PostKernels::kSegment < group_end ? end + PostKernels::kSegment : group_end;
+constexpr int kMost = 4, kDirect = 2, kQuads = 4;
+template <bool is_signed> QK_IN __m256i odd_bytes(__m256i v) { return is_signed ? _mm256_srai_epi16(v, 8) : _mm256_srli_epi16(v, 8); }
+template <bool is_signed> QK_IN __m256i even_bytes(__m256i v) { return odd_bytes<is_signed>(_mm256_slli_epi16(v, 8)); }
+// wide: of 8 bits, whose products are of more than 16 bits; else a sum of sixteen is not.
+template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uint8_t* x) {
+  __m256i part[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  for (int q = 0; q < kQuads; q++) {
+    int32_t four;
+    memcpy(&four, x + 4 * q, 4);
+    const __m256i shared = _mm256_set1_epi32(four);
+    for (int h = 0; h < 2; h++) {
+      const __m256i v = w[q].v[h];
+      if constexpr (wide) {
+        sum.v[h] = _mm256_add_epi32(sum.v[h], _mm256_madd_epi16(even_bytes<!x_signed>(v), even_bytes<x_signed>(shared)));
+        sum.v[h] = _mm256_add_epi32(sum.v[h], _mm256_madd_epi16(odd_bytes<!x_signed>(v), odd_bytes<x_signed>(shared)));
+      } else {
+        part[h] = _mm256_add_epi16(part[h], x_signed ? _mm256_maddubs_epi16(v, shared) : _mm256_maddubs_epi16(shared, v));
       }
     }
   }
-  const int64_t n = stripe * kRows, rows = w.N - n < kRows ? w.N - n : kRows;
-  QK_UNROLL for (int m = 0; m < M; m++) {
-    F value = total[m] * F(step[m]);
-    if (bias) value = value + (rows == kRows ? load(bias + n) : load_part(bias + n, rows));
-    if (rows == kRows) store(y + m * w.N + n, value);
-    else store_part(y + m * w.N + n, value, rows);
+  for (int h = 0; h < 2 && !wide; h++) sum.v[h] = _mm256_add_epi32(sum.v[h], _mm256_madd_epi16(part[h], _mm256_set1_epi16(1)));
+}
+#else
+constexpr int kMost = 1, kDirect = 0, kQuads = 1;
+template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uint8_t* x) {
+  for (int i = 0; i < kLanes; i++)
+    for (int j = 0; j < 4; j++) {
+      const uint8_t v = uint8_t(w->v[i] >> 8 * j);
+      sum.v[i] += uint32_t(x_signed ? int(v) * int8_t(x[j]) : int8_t(v) * int(x[j]));
+    }
+}
+#endif
+// kMost: rows of x whose sums are in registers; kDirect: up to which they meet weights that have not been in memory.
+
+// Sums of M rows of x.
+template <bool x_signed, bool wide, int M> struct Sums8 {
+  static constexpr int kChains = QK_ISA == 512 && M < 4 ? 4 / M : 1;  // so that one addition need not wait for the other
+  I sum[M][kChains];
+  QK_HD void clear() {
+    QK_UNROLL for (int m = 0; m < M; m++)
+      QK_UNROLL for (int c = 0; c < kChains; c++) sum[m][c] = all(0);
+  }
+  // kQuads quads of a sub-block, from i on; x: of the first row.
+  QK_HD void add(const I* quads, int i, const uint8_t* x) {
+    QK_UNROLL for (int m = 0; m < M; m++) dot<x_signed, wide>(sum[m][i % kChains], quads, x + m * 32 + i * 4);
+  }
+  QK_HD I operator[](int m) const {
+    I all = sum[m][0];
+    QK_UNROLL for (int c = 1; c < kChains; c++) all = all + sum[m][c];
+    return all;
+  }
+};
+
+// ---------------------------------------------------------------- stripes
+// The sub-blocks of a stripe, one after another: each(words, first, s, block), as Codes has it; done(block, scale) where a segment
+// ends before `block`.
+template <int n, int i = 0, class Body> QK_IN void unrolled(Body&& body) {  // a loop of one turn is no loop
+  if constexpr (i < n) body(i), unrolled<n, i + 1>(body);
+}
+template <int bits, class Each, class Done> QK_IN void over_blocks(const Packed& w, int64_t stripe, Each&& each, Done&& done) {
+  using C = Codes<bits>;
+  const C codes(w);
+  const int64_t blocks = (w.K + kBlock - 1) / kBlock;
+  I words[1][C::kWords];
+  Segment segment(w, ByteRows::kSegment);
+  for (int64_t start = 0; start < blocks; start += C::kBlocks) {
+    codes.load(stripe, start, words[0]);
+    QK_UNROLL for (int first = 0; first < C::kBlocks; first += C::kSteps) {
+      unrolled<C::kSteps>([&](int s) QK_INLINE_LAMBDA {
+        const int64_t block = start + first + s;
+        if (block >= blocks) return;
+        for (int t = 0; t < 4; t++) codes.template prefetch<1>(stripe, block + 16 / bits, t);  // 1024 bytes further, which is faster here
+        each(words, first, s, block);
+        if ((block + 1) * kBlock < segment.end) return;
+        done(block + 1, segment.scale(w, stripe));
+        segment.next(w);
+      });
+    }
   }
 }
 
-// Rows of x in turns of M, or as many as are left.
-template <int bits, bool is_signed, bool has_odd, int M>
-void rows_of(const PostWeight& w, int64_t stripe, const uint8_t* x, int64_t rows, const int32_t* offset, const float* step,
-             const float* bias, float* y) {
-  int64_t m = 0;
-  for (; m + M <= rows; m += M)
-    stripe_rows<bits, is_signed, has_odd, M>(w, stripe, x + m * w.blocks() * 32, offset + m * qk::post_segments(w), step + m, bias, y + m * w.N);
-  if constexpr (M > 1)
-    if (m < rows)
-      rows_of<bits, is_signed, has_odd, M / 2>(w, stripe, x + m * w.blocks() * 32, rows - m, offset + m * qk::post_segments(w), step + m, bias,
-                                      y + m * w.N);
+// Few rows of x, one tile of M.
+template <int bits, int tables, bool x_signed, bool wide, int M>
+void direct(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t end, const ByteRows& x, const float* bias, float* y) {
+  const Bytes<bits, tables> bytes(levels);
+  const Units units(levels);
+  for (int64_t stripe = begin; stripe < end; stripe++) {
+    Sums8<x_signed, wide, M> sums[2];
+    F total[M];
+    const int32_t* more = x.more;
+    const uint8_t* from = x.data;
+    QK_UNROLL for (int m = 0; m < M; m++) total[m] = F(0.0f);
+    const auto clear = [&]() QK_INLINE_LAMBDA { sums[0].clear(), sums[1].clear(); };
+    clear();
+    over_blocks<bits>(w, stripe, [&](const auto& words, int first, int s, int64_t) QK_INLINE_LAMBDA {
+      I quads[2][kQuads];
+      bytes.quads(bytes, words, first, s, [&](int i, int odd, I quad) QK_INLINE_LAMBDA {
+        quads[odd][i % kQuads] = quad;
+        if (i % kQuads == kQuads - 1) sums[odd].add(quads[odd], i / kQuads * kQuads, from);
+      });
+      from += M * 32;
+    }, [&](int64_t, F scale) QK_INLINE_LAMBDA {
+      QK_UNROLL for (int m = 0; m < M; m++) {
+        const I odd = sums[1][m];
+        total[m] = units.add(sums[0][m], tables == 2 ? &odd : nullptr, more[m], scale, total[m]);
+      }
+      more += M;
+      clear();
+    });
+    QK_UNROLL for (int m = 0; m < M; m++) finish(w, stripe, total[m] * F(x.step[m]), bias, y + m * w.N);
+  }
 }
 
-void linear(const PostWeight& w, int64_t begin, int64_t end, const uint8_t* x, int64_t M, const int32_t* offset, const float* step,
-            const float* bias, float* y) {
-  const auto run = [&](auto kernel) {
-    for (int64_t stripe = begin; stripe < end; stripe++) kernel(w, stripe, x, M, offset, step, bias, y);
-  };
-  const auto with = [&](auto has_odd) {
-    if (w.bits == 4) w.is_signed ? run(rows_of<4, true, has_odd.value, kMost>) : run(rows_of<4, false, has_odd.value, kMost>);
-    else w.is_signed ? run(rows_of<8, true, has_odd.value, kMost>) : run(rows_of<8, false, has_odd.value, kMost>);
-  };
-  w.b ? with(Constant<true>()) : with(Constant<false>());
+// A segment of weights, [even, odd][kSegment / 32][8][16 rows], times a tile of M rows of x; += totals [M][16].
+constexpr int64_t kOdd = ByteRows::kSegment * kStripe;
+template <bool x_signed, bool wide, int tables, int M>
+void multiply(const uint8_t* weights, int64_t blocks, const uint8_t* x, const Units& all_units, const int32_t* more, F scale, float* totals) {
+  const Units units = all_units;  // in registers: what is stored could lie anywhere
+  constexpr int kParts = tables == 2 ? 2 : 1, kTogether = QK_ISA == 512 ? kParts : 1;  // as many sums as registers hold
+  Sums8<x_signed, wide, M> sums[kParts];
+  for (auto& part : sums) part.clear();
+  for (int first = 0; first < kParts; first += kTogether)
+    for (int64_t b = 0; b < blocks; b++)
+      QK_UNROLL for (int i = 0; i < 8; i += kQuads)
+        for (int part = first; part < first + kTogether; part++) {
+          I quads[kQuads];
+          for (int j = 0; j < kQuads; j++) quads[j] = load_words(weights + part * kOdd + b * 512 + (i + j) * 64);
+          sums[part].add(quads, i, x + b * M * 32);
+        }
+  QK_UNROLL for (int m = 0; m < M; m++) {
+    const I odd = sums[kParts - 1][m];
+    store(totals + m * kLanes, units.add(sums[0][m], tables == 2 ? &odd : nullptr, more[m], scale, load(totals + m * kLanes)));
+  }
+}
+
+using Multiply = void (*)(const uint8_t*, int64_t, const uint8_t*, const Units&, const int32_t*, F, float*);
+template <bool x_signed, bool wide, int tables, int M> Multiply multiply_of(int64_t rows) {
+  if constexpr (M == 1) return multiply<x_signed, wide, tables, 1>;
+  else return rows == M ? multiply<x_signed, wide, tables, M> : multiply_of<x_signed, wide, tables, M - 1>(rows);
+}
+
+// More rows share what becomes of a stripe's codes, segment by segment.
+template <int bits, int tables, bool wide>
+void shared(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t end, const ByteRows& x, const float* bias, float* y,
+            uint8_t* scratch) {
+  constexpr int kTables = tables == 2 ? 2 : 0;  // of which multiply knows
+  const Bytes<bits, tables> bytes(levels);
+  const Units units(levels);
+  const Multiply of_tile = levels.x_signed ? multiply_of<true, wide, kTables, kMost>(x.each) : multiply_of<false, wide, kTables, kMost>(x.each);
+  float* const totals = reinterpret_cast<float*>(scratch + 2 * kOdd);  // [tiles][each][16]
+  for (int64_t stripe = begin; stripe < end; stripe++) {
+    memset(totals, 0, x.tiles * x.each * kLanes * sizeof(float));
+    int64_t from = 0, number = 0;  // of the segment: its first sub-block, and how many were before
+    over_blocks<bits>(w, stripe, [&](const auto& words, int first, int s, int64_t block) QK_INLINE_LAMBDA {
+      uint8_t* to = scratch + (block - from) * 512;
+      bytes.quads(bytes, words, first, s, [&](int i, int odd, I quad) QK_INLINE_LAMBDA { store_words(to + odd * kOdd + i * 64, quad); });
+    }, [&](int64_t block, F scale) QK_INLINE_LAMBDA {
+      for (int64_t i = 0; i < x.tiles; i++)
+        of_tile(scratch, block - from, x.bytes_of(i, from), units, x.more_of(i, number), scale, totals + i * x.each * kLanes);
+      from = block, number++;
+    });
+    for (int64_t m = 0; m < x.M; m++) finish(w, stripe, load(totals + m * kLanes) * F(x.step[m]), bias, y + m * w.N);
+  }
 }
 
 }  // namespace

@@ -1,6 +1,35 @@
+// Which kernel of lut_linear_int_rows.h is for which weight, and how many rows of x.
+#include "../common/simd.h"
+#if QK_ISA == 512
+QK_ALSO("avx512vnni")
+#endif
 #include "lut_linear_int_rows.h"
 
+namespace {
+
+using Direct = void (*)(const Packed&, const ByteLevels&, int64_t, int64_t, const ByteRows&, const float*, float*);
+template <int bits, int tables, bool x_signed, bool wide, int M> Direct direct_of(int64_t rows) {
+  if constexpr (M == 0) return nullptr;
+  else return rows == M ? direct<bits, tables, x_signed, wide, M> : direct_of<bits, tables, x_signed, wide, M - 1>(rows);
+}
+
+void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t end, const ByteRows& x, const float* bias, float* y,
+            uint8_t* scratch) {
+  for_bytes(w, levels, [&](auto of) {
+    constexpr int bits = of.kBits, tables = of.kTables;
+    constexpr bool wide = QK_ISA == 2 && bits == 8 && tables == 0;
+    const Direct few = levels.x_signed ? direct_of<bits, tables, true, wide, kDirect>(x.M) : direct_of<bits, tables, false, wide, kDirect>(x.M);
+    if (few) few(w, levels, begin, end, x, bias, y);
+    else shared<bits, tables, wide>(w, levels, begin, end, x, bias, y, scratch);
+  });
+}
+
+}  // namespace
+#if QK_ISA == 512
+QK_NO_MORE
+#endif
+
 namespace qk {
-extern const PostKernels QK_NAME(lut_linear_int);
-const PostKernels QK_NAME(lut_linear_int) = {linear};
+extern const LutInt QK_NAME(lut_linear_int);
+const LutInt QK_NAME(lut_linear_int) = {linear, kMost};
 }  // namespace qk

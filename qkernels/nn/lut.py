@@ -146,8 +146,8 @@ class LutLinear(_Lut):
         that may differ in their last bits.
 
         Raises:
-            ValueError: the activation quantizer is not LSQ's or ASQ's, the weight is not on a CPU, or its levels or
-                codes are not for ``lut_linear_int``.
+            ValueError: the activation quantizer is not LSQ's or ASQ's, the weight is not on a CPU, or its levels are
+                not for ``lut_linear_int``.
         """
         if on and (why := self.refuses_integers()):
             raise ValueError(f"LutLinear.use_integers: {why}")
@@ -160,7 +160,7 @@ class LutLinear(_Lut):
         if type(quantizer) not in (Quantizer, AdaptiveStep) or not isinstance(quantizer.config, (LSQ, ASQ)):
             what = None if quantizer is None else type(getattr(quantizer, "config", quantizer)).__name__
             return f"the activation quantizer must be LSQ's or ASQ's, got {what}"
-        return lut_linear_int.refusal(self.levels, self.bits)
+        return lut_linear_int.refusal(self.levels)
 
     def _in_integers(self, x: Tensor) -> Tensor | None:
         """The layer's output by ``lut_linear_int``, or None where that has no place."""

@@ -97,7 +97,9 @@ def _lut_linear(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]
 
 def _lut_linear_int(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]:
     g, span = torch.Generator().manual_seed(1), torch.iinfo(dtype)
-    for levels, bits in ((qk.post_levels(4), 4), (qk.post_levels(4, "release"), 8), (torch.arange(-8.0, 8.0), 4)):
+    kinds = [(torch.arange(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1)), bits) for bits in PLANES]
+    kinds += [(qk.post_levels(bits), bits) for bits in (2, 3, 4)] + [(qk.post_levels(4, "release"), 8)]
+    for levels, bits in kinds:
         for N, K, P in WEIGHTS:
             codes = torch.randint(0, len(levels), (N, K), generator=g, dtype=torch.uint8)
             w = LutWeight.pack(codes, levels, torch.rand(P, generator=g) + 0.1, bits=bits).to(device)
@@ -105,7 +107,7 @@ def _lut_linear_int(backend: str, device: str, dtype: torch.dtype) -> Iterator[N
                 x = torch.randint(span.min, span.max + 1, (M, K), generator=g).to(device, dtype)
                 step, bias = (torch.rand(s, generator=g).to(device) + 0.1 for s in (max(M, 1), N))
                 got, want = (qk.lut_linear_int(x, step, w, bias, backend=b).cpu() for b in (backend, "reference"))
-                what = f"lut_linear_int {backend} {len(levels)} levels {[M, K]} times {[N, K]}"
+                what = f"lut_linear_int {backend} {bits} bits, {len(levels)} levels {[M, K]} times {[N, K]}"
                 assert_same_bits(got, want, what)
                 yield
                 floats, grid = x.float() * 0.4, {"bits": 8, "signed": span.min < 0}

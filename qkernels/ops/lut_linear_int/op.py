@@ -13,7 +13,6 @@ from . import reference
 
 _DTYPES = (torch.int8, torch.uint8, *backends.FLOATS)  # of x
 FEW_ROWS = 8  # up to which, on AMX, lut_linear streams a weight from memory faster
-_WIDTHS = (4, 8)  # of codes that the CPU kernel reads; of 8 bits only codes below 32
 _op = backends.define(
     "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor codes, Tensor levels, Tensor scale, "
     "Tensor? bias, int bits, int group_size, SymInt n, SymInt k, str backend) -> Tensor",
@@ -29,10 +28,10 @@ def _reference(x, step, qmin, qmax, codes, levels, scale, bias, bits, group_size
     return reference.lut_linear_int(x, steps, w.unpack(), reference.split(levels), w.scales(), group_size, bias)
 
 
-def _cpu(x, step, qmin, qmax, codes, levels, scale, bias, bits, group_size, n, k, vnni=True):
+def _cpu(x, step, qmin, qmax, codes, levels, scale, bias, bits, group_size, n, k):
     even, odd, a, b, unit = reference.split(levels)
     return torch.ops.qkernels_cpu.lut_linear_split(
-        x, step, qmin, qmax, codes, even, odd, a, b, unit, scale, bias, bits, group_size, n, k, vnni
+        x, step, qmin, qmax, codes, even, odd, a, b, unit, scale, bias, bits, group_size, n, k
     )
 
 
@@ -41,11 +40,8 @@ if hasattr(torch.ops.qkernels_cpu, "lut_linear_split"):
 
 
 @backends.kernel("lut_linear_int", "auto")
-def _auto(x, step, qmin, qmax, codes, levels, scale, bias, bits, *args):
-    backend = backends.resolve("lut_linear_int", x, None, _DTYPES)
-    if backend == "cpu" and _unread(levels, bits):
-        backend = "reference"
-    return _op(x, step, qmin, qmax, codes, levels, scale, bias, bits, *args, backend)
+def _auto(x, *args):
+    return _op(x, *args, backends.resolve("lut_linear_int", x, None, _DTYPES))
 
 
 def lut_linear_int(
@@ -63,14 +59,14 @@ def lut_linear_int(
     A float x becomes integers first, those of ``qk.lsq(x, step, bits=bits, signed=signed)``: an activation quantizer
     (LSQ's, or with a step for each sample ASQ's) and the product in one call.
 
-    A level 2**-(k/2) with even k is an integer in units of the smallest, one with odd k sqrt(2) times one. So the
-    products with integers are summed as two integers, without a rounding, and the result is
+    Levels that are integers (LSQ, CPQ, DAQ) are multiplied as they are, evenly spaced ones by their codes. A level
+    2**-(k/2) with even k is an integer in units of the smallest, one with odd k sqrt(2) times one. So the products with
+    integers are summed as two integers, without a rounding, and the result is
         y[m, n] = step[m] * sum over segments of  scale[n, group] * (sum of x * even  +  sqrt(2) * sum of x * odd)
-    with sqrt(2) as 1.4140625 = 181/128, the constant of POST's levels. Levels that are integers (LSQ, CPQ, DAQ) have
-    the first sum only. A segment is up to 4096 columns of a group; what is in brackets is exact, and rounded to float32
-    once. The same bits on every backend and instruction set, for any number of rows and threads. (Derived from the
-    levels; the paper, arXiv:2504.17263, speaks of a look-up table of products, which its authors' release has no code
-    for.)
+    with sqrt(2) as 1.4140625 = 181/128, the constant of POST's levels; of integers there is the first sum only. A
+    segment is up to 4096 columns of a group; what is in brackets is exact, and rounded to float32 once. The same bits
+    on every backend and instruction set, for any number of rows and threads. (Derived from the levels; the paper,
+    arXiv:2504.17263, speaks of a look-up table of products, which its authors' release has no code for.)
 
     Nothing has gradients: not a float x either.
 
@@ -80,14 +76,12 @@ def lut_linear_int(
             be quantized; a NaN makes its row NaN.
         step: [P], float, positive: the unit of x; x's rows split into P equal blocks (1: one for all; ASQ has one a
             sample). step <= 0 gives NaN there.
-        w: a packed weight [N, K] or [N, ...]. Its levels are integers up to 16 of a unit that is a power of 2 (LSQ, CPQ
-            and DAQ of up to 4 bits, LSQ and CPQ of 5), or 0 and +-2**(j/2), the largest at most 2**4 times the smallest
-            (POST of up to 4 bits, any grid).
+        w: a packed weight [N, K] or [N, ...], of any width. Its levels are integers of a unit that is a power of 2, up
+            to 255 and evenly spaced (LSQ, CPQ and DAQ of up to 8 bits) or up to 16, or 0 and +-2**(j/2), the largest at
+            most 2**4 times the smallest (POST of up to 4 bits, any grid); what is not evenly spaced, up to 32 levels.
         bias: [N], float, or None.
         bits, signed: the grid of a float x, as ``qk.lsq`` has it; bits 2 to 8 (unsigned: 1 to 8).
-        backend: "reference" | "cpu" (codes of 4 bits, or of 8 bits with at most 32 levels; other codes take the
-            reference, for which ``lut_linear`` is the faster one); None: the fastest that can run, chosen at each call,
-            in an exported graph too.
+        backend: "reference" | "cpu"; None: the fastest that can run, chosen at each call, in an exported graph too.
 
     Returns:
         [..., N], float32.
@@ -132,8 +126,6 @@ def lut_linear_int(
         )
     if backend is not None:
         backend = backends.resolve("lut_linear_int", x, backend, _DTYPES)
-        if backend == "cpu" and (why := _unread(w.levels, w.bits)):
-            raise NotImplementedError(f"lut_linear_int on {x.device}: cpu: {why}")
     x, step, bias = rows.detach(), step.detach().float().contiguous(), None if bias is None else bias.detach()
     args = (w.codes, w.levels.detach(), w.scale.detach(), bias, w.bits, w.group_size, n, k, backend or "auto")
     return _op(x, step, qmin, qmax, *args).reshape(*rows_shape, n)
@@ -171,8 +163,8 @@ def pays(x: Tensor) -> bool:
     return math.prod(x.shape[:-1]) > FEW_ROWS or torch.ops.qkernels_cpu.isa("") != "amx"
 
 
-def refusal(levels: Tensor, bits: int) -> str | None:
-    """Why the CPU kernel cannot multiply a weight of such levels and codes, or None."""
+def refusal(levels: Tensor) -> str | None:
+    """Why the CPU kernels cannot multiply a weight of such levels, or None."""
     if "cpu" not in backends.backends_of("lut_linear_int"):
         return "the compiled kernels are not built"
     if levels.device.type != "cpu":
@@ -181,11 +173,4 @@ def refusal(levels: Tensor, bits: int) -> str | None:
         reference.split(levels)
     except ValueError as error:
         return str(error)
-    return _unread(levels, bits)
-
-
-def _unread(levels: Tensor, bits: int) -> str | None:
-    """Why the CPU kernel cannot read these codes, or None."""
-    if bits in _WIDTHS and levels.shape[0] <= 32:
-        return None
-    return f"codes must be of 4 bits, or of 8 with at most 32 levels, got {bits} bits and {levels.shape[0]} levels"
+    return None

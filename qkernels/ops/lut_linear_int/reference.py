@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -10,26 +11,28 @@ from torch import Tensor
 SEGMENT = 4096  # columns whose sum int32 holds, and which is then rounded to float32
 SQRT2 = 181 / 128  # the bfloat16 that qkernels.post has
 LARGEST = (1 << 31) // (SEGMENT * 255)  # of a level, in units
-MOST = 16  # of even and odd, so that the sum of a few products fits 16 bits
+MOST = 16  # of even and odd, so that the sum of sixteen products with bytes fits 16 bits
+MOST_EVEN = 255  # of levels that are evenly spaced, for which the codes themselves are multiplied
+MOST_LEVELS = 32  # others: of a table
 MOST_OCTAVES = 4  # of a power among those of its kind: 2**4 is MOST
 
 
 class Levels(NamedTuple):
-    """level[c] = unit * (a * even[c] + b * odd[c]); even and odd are integers up to 16, one of them 0."""
+    """level[c] = unit * (a * even[c] + b * odd[c]); even and odd are whole numbers, one of them 0."""
 
-    even: Tensor  # int8 [n_levels]: of +-2**-j, or of integers
-    odd: Tensor  # int8 [n_levels]: of +-sqrt(2) * 2**-j
+    even: Tensor  # float32 [n_levels]: of +-2**-j, or of integers
+    odd: Tensor  # float32 [n_levels]: of +-sqrt(2) * 2**-j
     a: int
     b: int
     unit: float  # a power of two
 
     def whole(self) -> Tensor:
         """The levels in units: int64."""
-        return self.a * self.even.long() + self.b * self.odd.long()
+        return (self.a * self.even + self.b * self.odd).long()
 
 
 def split(levels: Tensor) -> Levels:
-    """ValueError unless the levels are 0 and powers of sqrt(2) of few sizes."""
+    """ValueError unless the levels are 0 and powers of sqrt(2) of few sizes, or integers of one unit."""
     return _split(tuple(levels.tolist()))
 
 
@@ -37,15 +40,16 @@ def split(levels: Tensor) -> Levels:
 def _split(levels: tuple[float, ...]) -> Levels:
     if (integers := _integers(levels)) is not None:
         even, exponent = integers
-        return Levels(
-            torch.tensor(even, dtype=torch.int8), torch.zeros(len(even), dtype=torch.int8), 1, 0, 2.0**exponent
-        )
+        return Levels(torch.tensor(even), torch.zeros(len(even)), 1, 0, 2.0**exponent)
+    if len(levels) > MOST_LEVELS:
+        raise ValueError(f"levels that are not evenly spaced must be at most {MOST_LEVELS}, got {len(levels)}")
     parts = {False: {}, True: {}}  # whether a power is odd -> code -> (sign, exponent)
     for code, level in enumerate(levels):
         mantissa, exponent = math.frexp(abs(level))
         if level and mantissa not in (0.5, SQRT2 / 2):
             raise ValueError(
-                f"levels must be 0 or +-2**(j/2), sqrt(2) as 1.4140625, or integers up to 16 of one unit, got {level:g}"
+                f"levels must be 0 or +-2**(j/2), sqrt(2) as 1.4140625, or integers of one unit, up to {MOST}, or "
+                f"evenly spaced and up to {MOST_EVEN}, got {level:g}"
             )
         if level:
             parts[mantissa != 0.5][code] = (1 if level > 0 else -1, exponent - 1)
@@ -58,7 +62,7 @@ def _split(levels: tuple[float, ...]) -> Levels:
             raise ValueError(
                 f"levels must be at most 2**{MOST_OCTAVES} times the smallest of their kind, got 2**{span} times"
             )
-        table = torch.zeros(len(levels), dtype=torch.int8)
+        table = torch.zeros(len(levels))
         for code, (sign, e) in part.items():
             table[code] = sign << e - start
         tables.append(table)
@@ -71,13 +75,15 @@ def _split(levels: tuple[float, ...]) -> Levels:
     return Levels(*tables, *factors, 2.0 ** (lowest - 7))
 
 
-def _integers(levels: tuple[float, ...]) -> tuple[list[int], int] | None:
-    """(v, e), every level being v * 2**e with |v| <= 16; None if there are no such."""
+def _integers(levels: tuple[float, ...]) -> tuple[list[float], int] | None:
+    """(v, e), every level being v * 2**e with whole v of a size that is for them; None if there are no such."""
     least = 0
     if sizes := [level.as_integer_ratio() for level in levels if level and math.isfinite(level)]:
         least = min((p & -p).bit_length() - q.bit_length() for p, q in sizes)  # the lowest bit of any level
     values = [math.ldexp(level, -least) for level in levels]
-    return ([int(v) for v in values], least) if all(abs(v) <= MOST for v in values) else None
+    spaced = len({b - a for a, b in pairwise(values)}) <= 1
+    most = MOST_EVEN if spaced else MOST if len(values) <= MOST_LEVELS else 0
+    return (values, least) if all(abs(v) <= most for v in values) else None
 
 
 def integers(x: Tensor, step: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
