@@ -217,8 +217,8 @@ def test_a_graph_of_a_packed_layer_replays(backend, M):
 @pytest.mark.parametrize("wgmma", ["0", "1"])
 def test_a_chain_of_kernels_that_start_early_has_the_same_bits(wgmma, monkeypatch):
     """Each reads what the one before it writes: with K in parts, with a padded x, with tens and hundreds of rows."""
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("needs Hopper or newer")
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs Hopper")
     monkeypatch.setenv("QKERNELS_WGMMA", wgmma)
     weights = [make(N, K, P=P).to("cuda") for N, K, P in ((709, 4096, 709), (16384, 709, 16384), (4096, 16384, 4096))]
     for M in (1, 9, MOST_ROWS, 300):
@@ -265,6 +265,25 @@ def test_a_cuda_graph_of_a_packed_layer_and_a_graph_exported_on_a_cpu(backend, w
     graph.replay()
     with torch.no_grad():
         torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", LUT)
+def test_gradients_in_16_bits_are_within_twice_the_error_of_plain_pytorch(backend, dtype):
+    """Of x; and of levels and scales, whose sums are float32."""
+    for M in (0, 3, 300):
+        w = make(520, 96, P=520 * 3).to("cuda")
+        w = qk.LutWeight(w.codes, w.levels.requires_grad_(), w.scale.requires_grad_(), 4, 32, (520, 96))
+        x, g = randn(M, 96).to("cuda", dtype).requires_grad_(), randn(M, 520).to("cuda", dtype)
+        dx, *table = torch.autograd.grad(qk.lut_linear(x, w, backend=backend), (x, w.levels, w.scale), g)
+        wide = x.detach().float().requires_grad_()
+        *_, levels, scale = torch.autograd.grad(
+            F.linear(wide, qk.lut_dequantize(w)), (wide, w.levels, w.scale), g.float()
+        )
+        for got, want in zip(table, (levels, scale), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * (want.abs().max().item() + 1))
+        if M:
+            assert_twice_as_good(dx, g, w.dequantize().detach().T.contiguous(), None)
 
 
 @pytest.mark.parametrize("backend", LUT)

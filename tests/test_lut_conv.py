@@ -347,3 +347,54 @@ def test_a_compiled_convolution_keeps_no_float_weight():
 
 def test_it_is_no_function_of_the_table_of_backends():
     assert "lut_conv2d" not in backends.table()
+
+
+def weight4(*shape: int) -> qk.LutWeight:
+    return dataclasses.replace(make(shape[0], shape[1] * shape[2] * shape[3], P=shape[0], integers=True), shape=shape)
+
+
+def test_vmap_takes_images_that_lie_otherwise():
+    w, x = weight4(20, 12, 3, 3), randint(4, 12 * 49).view(4, 12, 7, 7)
+    want = F.conv2d(x, w.dequantize())
+    for images, dim in ((x.to(memory_format=torch.channels_last), 0), (x.transpose(0, 1).contiguous(), 1)):
+        got = torch.vmap(lambda image: qk.lut_conv2d(image, w), in_dims=dim)(images)
+        torch.testing.assert_close(got, want)
+    x = x.to(memory_format=torch.channels_last)
+    dx = torch.vmap(torch.func.grad(lambda image: qk.lut_conv2d(image, w).square().sum()))(x)
+    own = x.clone().requires_grad_()
+    torch.testing.assert_close(dx, torch.autograd.grad(F.conv2d(own, w.dequantize()).square().sum(), own)[0])
+
+
+def test_forward_mode_reaches_x():
+    w, x, t = weight4(20, 12, 3, 3), randn(2, 12 * 49).view(2, 12, 7, 7), randn(2, 12 * 49, seed=3).view(2, 12, 7, 7)
+    _, tangent = torch.func.jvp(lambda x: qk.lut_conv2d(x, w), (x,), (t,))
+    torch.testing.assert_close(tangent, F.conv2d(t, w.dequantize()))
+
+
+def test_meta_tensors_give_shapes():
+    w = weight4(20, 12, 3, 3)
+    assert qk.lut_conv2d(torch.empty(2, 12, 7, 7, device="meta"), w.to("meta")).shape == (2, 20, 5, 5)
+    assert qk.lut_linear(torch.empty(2, 64, device="meta"), make(20, 64, P=20).to("meta")).shape == (2, 20)
+
+
+@pytest.mark.parametrize("as_argument", [True, False])
+def test_compiles_with_dynamic_shapes_whatever_the_weight_is_called(as_argument):
+    """A shape that is symbolic in the graph would not reach the backward."""
+    ww = weight4(6, 8, 3, 3)
+    fn = (lambda x, ww: qk.lut_conv2d(x, ww)) if as_argument else (lambda x, _: qk.lut_conv2d(x, ww))
+    torch._dynamo.reset()
+    compiled = torch.compile(fn, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((2, 8, 9, 9), (3, 8, 10, 7)):
+        x = torch.randn(size, requires_grad=True)
+        (got,) = torch.autograd.grad(compiled(x, ww).sum(), x)
+        torch.testing.assert_close(got, torch.autograd.grad(F.conv2d(x, ww.dequantize()).sum(), x)[0])
+
+
+def test_the_layout_of_y_is_that_of_plain_pytorch():
+    """By the strides of x, where one channel or one pixel leaves it open."""
+    for shape, size in (((3, 1, 2, 4), (2, 1, 12, 10)), ((3, 5, 1, 1), (2, 5, 1, 1)), ((3, 5, 3, 3), (2, 5, 7, 7))):
+        for layout in (torch.channels_last, torch.contiguous_format):
+            w, x = weight4(*shape), torch.randn(size).contiguous(memory_format=layout)
+            x = x.as_strided(size, torch.empty(size).to(memory_format=layout).stride())
+            y, want = qk.lut_conv2d(x, w), F.conv2d(x, w.dequantize())
+            assert y.stride() == want.stride(), (shape, layout)

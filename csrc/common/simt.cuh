@@ -29,7 +29,7 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 }
 #define QK_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<grid, threads, 0, stream>>>(__VA_ARGS__)
 namespace qk {
-// With `shared` bytes of dynamic shared memory. early: on sm_90 and newer, the kernel may start before the one in front of it in the
+// With `shared` bytes of dynamic shared memory. early: on sm_90, the kernel may start before the one in front of it in the
 // stream has ended (wait_for_previous_grid in ptx.cuh).
 template <class Args>
 cudaError_t launch_shared(void (*kernel)(Args), Grid grid, unsigned threads, size_t shared, bool early, cudaStream_t stream, const Args& args) {

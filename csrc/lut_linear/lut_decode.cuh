@@ -246,6 +246,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
 #pragma unroll
   for (int i = 0; i < kHigh; i++) codes.high[i] = load_high(i);
   let_next_grid_start();
+  wait_for_previous_grid();  // from here on x is read, and levels and scales, which may train
 
   const auto [unit, terms] = terms_of<T>(d, largest);
 
@@ -265,7 +266,6 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
         __syncthreads();  // nobody reads the table or the parts any more
         fill_table<T, BITS>(d, term, unit, table, reinterpret_cast<Pair*>(part));
         __syncthreads();
-        if (round == 0 && term == 0) wait_for_previous_grid();  // from here on x is read
       }
       if (stripe >= count()) continue;
 #pragma unroll 1

@@ -20,7 +20,7 @@ struct Weight : qk::PackedTensors {
 Tensor lut_dequantize(Tensor like, Tensor codes, Tensor levels, Tensor scale, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
   const torch::stable::accelerator::DeviceGuard guard(codes.get_device_index());
   const Weight w(codes, levels, scale, bits, group_size, n, k);
-  STD_TORCH_CHECK((n + 15) / 16 * ((k + 31) / 32) < int64_t(1) << 32, "the weight must have less than 2**41 elements, got [", n, ", ", k, "]");
+  STD_TORCH_CHECK((n + 15) / 16 * ((k + 31) / 32) <= (int64_t(1) << 32) - 32, "the weight must have less than 2**41 elements, got [", n, ", ", k, "]");
   Tensor out = torch::stable::new_empty(like, {n, k});
   qk::check(qk::lut_dequantize_cuda(w.packed, w.count, out.data_ptr(), qk::dtype_index(like), qk::current_stream(codes)), "lut_dequantize");
   return out;

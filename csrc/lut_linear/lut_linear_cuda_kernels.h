@@ -32,7 +32,7 @@ constexpr int decode_columns(int bits) { return bits == 8 ? 128 : 256; }
 // Group indices come from a multiplication, exact up to here (lut_decode.cuh).
 constexpr int64_t kDecodeMostColumns = 1 << 20;
 
-// out: [N, K], of a dtype as dtype_index has it; with less than 2**32 sub-blocks, of 16 rows and 32 columns.
+// out: [N, K], of a dtype as dtype_index has it; with at most 2**32 - 32 sub-blocks, of 16 rows and 32 columns.
 cudaError_t lut_dequantize_cuda(const Packed& w, int count, void* out, int dtype, cudaStream_t stream);
 template <int BITS>
 cudaError_t lut_decode_cuda(const Decode& d, bool bfloat16, cudaStream_t stream);

@@ -93,7 +93,6 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) lut_prefill_kernel(Prefill
     barriers_are_created();
   }
 
-  const auto [unit, terms] = terms_of<T>(d, largest);
 
   // The batch after the one in hand, as in lut_decode_kernel.
   const uint8_t* next_low = w.codes + (int64_t(stripe) * args.a.low_tiles + begin * kLow) * kTile + lane * 16;
@@ -107,7 +106,8 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) lut_prefill_kernel(Prefill
 #pragma unroll
   for (int i = 0; i < kHigh; i++) codes.high[i] = load_high(i);
 
-  wait_for_previous_grid();  // from here on x is read
+  wait_for_previous_grid();  // from here on x is read, and levels and scales, which may train
+  const auto [unit, terms] = terms_of<T>(d, largest);
   // Chunk q of all terms, into stage q % kStages, once the products of chunk q - kStages are there.
   const unsigned char* const image = args.image + (int64_t(blockIdx.x) * args.chunks + begin * kPairs) * kChunkBytes;
   unsigned of_image = 0;  // the chunk that comes next

@@ -34,6 +34,14 @@ def no_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype of the autocast that is in force on its device, if there is one."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def is_inference(*tensors: Tensor) -> bool:
     """Whether the value is all that is asked for: no gradient to these tensors, no torch.func, no compiler."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:

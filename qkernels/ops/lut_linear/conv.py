@@ -7,9 +7,10 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qkernels import backends
-from qkernels.ops.function import call, once_differentiable
+from qkernels.ops.function import autocast, call, once_differentiable
 from qkernels.pack import LutWeight, matrix_shape
 
 from . import op
@@ -86,11 +87,16 @@ def conv2d(
     if x.device != codes.device:
         raise ValueError(f"lut_conv2d: x and the weight must be on one device, got {x.device} and {codes.device}")
     op.check_bias("lut_conv2d", bias, shape[0], codes.device)
-    device = x.device.type
-    if x.dtype in backends.FLOATS and torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))  # as F.conv2d does
+    x = autocast(x)  # as F.conv2d does
+    shape = tuple(len(range(size)) for size in shape)  # constants of a graph: symbolic ones may not reach a backward
     pairs = _pair(stride), _padding(padding, stride, dilation, shape), _pair(dilation)
-    if None in pairs or not isinstance(groups, _INTS) or groups < 1 or shape[0] % groups:
+    if (
+        forward_ad._current_level >= 0
+        or None in pairs
+        or not isinstance(groups, _INTS)
+        or groups < 1
+        or shape[0] % groups
+    ):
         weight = op.weight(codes, levels, scale, bits, group_size, shape, *matrix_shape(shape), x.dtype, None)
         return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding, dilation, groups)
     stride, (top, bottom, left, right), dilation = pairs
@@ -229,7 +235,9 @@ def _library_has(dtype: torch.dtype) -> bool:
 
 
 def _is_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether x [B, C, H, W] is channels_last by its strides, as F.conv2d sees it; vmap answers no other question."""
+    _, C, H, W = x.shape
+    return x.stride() == (H * W * C, 1, W * C, C) and x.stride() != (C * H * W, H * W, W, 1)
 
 
 def _layout(channels_last: bool) -> torch.memory_format:

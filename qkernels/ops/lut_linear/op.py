@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qkernels import backends
-from qkernels.ops.function import call, no_autocast, once_differentiable
+from qkernels.ops.function import autocast, call, no_autocast, once_differentiable
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape, unpack_t16
 
 from . import reference
-from .plan import chunk_rows, fills, pick
+from .plan import cached_rows, chunk_rows, fills, pick
 
 _linear = backends.define(
     "lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, "
@@ -121,7 +121,8 @@ for _backend in (*backends.NAMES, "auto"):  # a training step's time is in the p
 def _factor_dtype(x: Tensor) -> torch.dtype:
     """Of both factors of a product with x: float32, in which W is exact; or float64. On a GPU, whose matrix units take
     only these, the dtype of a 16-bit x: W is rounded to it."""
-    return x.dtype if _on_gpu(x) else torch.promote_types(x.dtype, torch.float32)
+    sixteen = _on_gpu(x) and not torch._C._are_functorch_transforms_active()  # vmap has no rule for _product's sums
+    return x.dtype if sixteen else torch.promote_types(x.dtype, torch.float32)
 
 
 def _on_gpu(x: Tensor) -> bool:
@@ -134,19 +135,23 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _add_product(to: Tensor, a: Tensor, b: Tensor) -> Tensor:  # not in place: vmap has no rule for that
-    return torch.addmm(to, a, b) if a.element_size() > 2 else torch.addmm(to, a, b, out_dtype=torch.float32)
+    return torch.addmm(to, a, b) if a.element_size() > 2 else to + _product(a, b)
 
 
 def _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend):
     """For many rows: a part of the weight as floats, made by ``backend``, and the library's matmul."""
     y, dtype = x.new_empty(x.shape[0], n), _factor_dtype(x)
+    if x.shape[0] == 0:
+        return y
     factor, most = x.to(dtype), chunk_rows(x.shape[0], k, _sms(x.device)) if dtype.itemsize == 2 else None
     with no_autocast(x):
         for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k, backend, dtype, most):
             own = None if bias is None else bias[rows]
-            if dtype.itemsize > 2 or fills(x.shape[0], weight.shape[0], _sms(x.device)):
+            if dtype.itemsize > 2:
                 y[:, rows] = F.linear(factor, weight, None if own is None else own.to(dtype))
-            else:  # the library may split such sums, and round their parts
+            elif (own is None or own.dtype == dtype) and fills(x.shape[0], weight.shape[0], _sms(x.device)):
+                y[:, rows] = F.linear(factor, weight, own)
+            else:  # the library may split such sums and round their parts, and would round a wider bias
                 total = _product(factor, weight.T)
                 y[:, rows] = total if own is None else total + own
     return y
@@ -215,9 +220,9 @@ def _wgmma(device: torch.device) -> bool:
 
 
 def _early(device: torch.device) -> bool:
-    """Whether a kernel may start, up to where it reads x, while the one before it ends (programmatic dependent launch
-    of Hopper and newer): on request (QKERNELS_PDL=1), until a GPU has shown it right."""
-    return os.environ.get("QKERNELS_PDL") == "1" and _capability(device) >= (9, 0)
+    """Whether a kernel may start, and read codes, while the one before it ends (programmatic dependent launch): on
+    request (QKERNELS_PDL=1), until a GPU has shown it right; on Hopper, as the code for others does not wait."""
+    return os.environ.get("QKERNELS_PDL") == "1" and _capability(device) == (9, 0)
 
 
 @cache
@@ -282,7 +287,7 @@ class _LutDequantize(torch.autograd.Function):
 def _times_weight(g, codes, levels, scale, bits, group_size, n, k, wide) -> Tensor:
     """g [M, N] times the weight [N, K] -> [M, K] in dtype wide."""
     dx, dtype = g.new_zeros(g.shape[0], k, dtype=wide), _factor_dtype(g)
-    most = chunk_rows(g.shape[0], k, _sms(g.device)) if dtype.itemsize == 2 else None
+    most = cached_rows(k) if dtype.itemsize == 2 else None
     for rows, weight in _row_chunks(codes, levels, scale, bits, group_size, n, k, dtype=dtype, most=most):
         dx = _add_product(dx, g[:, rows].to(dtype), weight)
     return dx
@@ -360,9 +365,7 @@ def linear(
     if x.device != codes.device:
         raise ValueError(f"lut_linear: x and the weight must be on one device, got {x.device} and {codes.device}")
     check_bias("lut_linear", bias, n, codes.device)
-    device = x.device.type
-    if x.dtype in backends.FLOATS and torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))  # as F.linear does
+    x = autocast(x)  # as F.linear does
     if backend is not None:
         backend = backends.resolve("lut_linear", x, backend)
     if backend == "reference":
@@ -395,7 +398,7 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
         dlevels[c] = sum of dW[n, k] * scale[n, k // group_size] where code[n, k] is c
         dscale[n, group] = sum over the group's k of dW[n, k] * levels[code[n, k]]
-    W and dW are made a few rows at a time. x is saved for levels and scale only.
+    W and dW are made a part at a time, of 16 MiB (on a GPU 128). x is saved for levels and scale only.
 
     W is never rounded to the dtype of x, but where said. On "cuda", up to 64 rows of float16 or bfloat16 meet levels in
     that dtype; a level that it cannot hold becomes a sum of two or three that it can, and the codes are read once for
@@ -405,8 +408,8 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     rows meet W, a part of it at a time, in PyTorch's matmul: in float32 that of float32 x, rounded to their dtype that
     of others, as ``F.linear`` with such a weight does (float16 holds up to 65504). With QKERNELS_WGMMA=1, up to 512
     rows on Hopper (sm_90) meet levels as few rows do, where scales are for groups of a multiple of 64 columns or for
-    rows. With QKERNELS_PDL=1 these kernels start on Hopper and newer while the one before them ends. Gradients come
-    from that matmul on a GPU, for 16-bit gradients with a W rounded to their dtype.
+    rows. With QKERNELS_PDL=1 these kernels start on Hopper while the one before them ends, which must not be what makes
+    the codes. Gradients come from that matmul on a GPU, for 16-bit gradients with a W rounded to their dtype.
 
     Args:
         x: [..., K], float32 | float16 | bfloat16 (float64: reference only).

@@ -18,6 +18,7 @@ _WARPS = 8  # of a thread block
 _MOST_BLOCKS = 65535  # along one axis of a grid
 _TILE = 128  # rows and columns of a product that a multiprocessor of the library's matmul takes
 _CACHED = 12 << 20  # weights of 16 bits that stay in the cache of a large GPU until they are read
+_MOST = 64 << 20  # that are 16-bit floats at a time: 128 MiB
 # What is not decoding, in units of a warp's batch. (Estimates, not yet timed.)
 _FILL, _ROUND, _REDUCE = 0.25, 0.1, 1.0
 
@@ -66,10 +67,14 @@ def fills(M: int, N: int, sms: int) -> bool:
 
 
 def chunk_rows(M: int, K: int, sms: int) -> int:
-    """The rows of a weight of K columns that are 16-bit floats at a time, for M rows of x: those that stay in the
+    """The rows of a weight of K columns that are 16-bit floats at a time, for M > 0 rows of x: those that stay in the
     cache, or more if they would not fill the device."""
     busy = math.ceil(sms / math.ceil(M / _TILE)) * _TILE
-    return max(_CACHED // K // _TILE * _TILE, busy)
+    return max(cached_rows(K), min(busy, _MOST // K // _TILE * _TILE))
+
+
+def cached_rows(K: int) -> int:
+    return max(_CACHED // K // 16, 1) * 16
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,7 @@
 """Matmul with packed weights in plain PyTorch: the definition. The weight comes from ``LutWeight.dequantize``."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,5 +10,6 @@ from torch import Tensor
 def lut_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [..., K], weight: float32 [N, K], bias: [N] or None -> [..., N] in x's dtype, computed in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)).to(x.dtype)
