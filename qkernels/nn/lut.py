@@ -141,9 +141,9 @@ class LutLinear(_Lut):
 
         On a CPU, for float32 activations, without gradients (under ``torch.no_grad()``: a bias that trains asks for
         them), autocast or a graph, the quantizer and the product are then one call of ``lut_linear_int``, whose sums of
-        up to 4096 columns of a group are exact. Elsewhere, for up to 8 rows on AMX (``lut_linear`` is faster there),
-        where the quantizer has hooks, and once the levels are no longer for it, the layer goes on as before, with sums
-        that may differ in their last bits.
+        up to 4096 columns of a group are exact. Elsewhere, where ``lut_linear`` is faster (up to 8 rows on AMX; more,
+        of POST or 8 bits, without AVX-512), where the quantizer has hooks, and once the levels are no longer for it,
+        the layer goes on as before, with sums that may differ in their last bits.
 
         Raises:
             ValueError: the activation quantizer is not LSQ's or ASQ's, the weight is not on a CPU, or its levels are
@@ -170,7 +170,7 @@ class LutLinear(_Lut):
             return None
         if _is_watched(quantizer) or x.layout != torch.strided or x.dim() == 0 or x.shape[-1] != k:
             return None
-        if not lut_linear_int.pays(x):
+        if not lut_linear_int.pays(x, self.levels, self.bits):
             return None
         if (self.bias is not None and self.bias.shape != (n,)) or (grid := quantizer.integer_grid(x)) is None:
             return None

@@ -158,9 +158,13 @@ def linear(
     return y.reshape(*x.shape[:-1], n)
 
 
-def pays(x: Tensor) -> bool:
-    """Whether ``linear`` is faster for such an x [..., k] than its quantizer and ``lut_linear``."""
-    return math.prod(x.shape[:-1]) > FEW_ROWS or torch.ops.qkernels_cpu.isa("") != "amx"
+def pays(x: Tensor, levels: Tensor, bits: int) -> bool:
+    """Whether ``linear`` is faster for such an x [..., k] than its quantizer and ``lut_linear``, as it was timed."""
+    few, isa = math.prod(x.shape[:-1]) <= FEW_ROWS, torch.ops.qkernels_cpu.isa("")
+    if isa == "amx":
+        return not few
+    # Without AVX-512, two sums (POST) and products of more than 16 bits take as long as those of floats.
+    return few or isa.startswith("avx512") or (bits <= 4 and reference.split(levels).b == 0)
 
 
 def refusal(levels: Tensor) -> str | None:
