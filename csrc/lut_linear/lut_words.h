@@ -104,9 +104,9 @@ QK_IN uint32_t left_by(uint32_t a, int n) { return n < 0 ? a >> -n : a << n; }
 QK_IN I left_by(I a, int even, int odd) QK_LANES(I, .v[i] = left_by(a.v[i], i % 2 ? odd : even))
 QK_IN F of_row(F scale, F other, int g) QK_LANES(F, .v[i] = (i % 2 ? other : scale).v[g + i / 2 % 2 * 8])
 #endif
-// What some are: sixteen words from memory, and to memory at a multiple of 64; of each two words the first or second one, twice; words at even and odd places shifted
-// left, or right by what is negative (what is shifted out may come in again); and for a line (see Lines) of rows g and g + 8, the
-// scale of each element's row, from `scale` for the first words and `other` for the second ones.
+// What some are: sixteen words from memory, and to memory at a multiple of 64; of each two words the first or second one, twice;
+// words at even and odd places shifted left, or right by what is negative (what is shifted out may come in again); and for a line
+// (see Lines) of rows g and g + 8, the scale of each element's row, from `scale` for the first words and `other` for the second ones.
 
 // Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
 #if QK_ISA == 512
