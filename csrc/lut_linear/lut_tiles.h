@@ -105,7 +105,7 @@ template <class Form> struct Stripes {
     const uint8_t *x = form.x.bytes_of(i, chunk), *more = n == 2 ? form.x.bytes_of(i + 1, chunk) : nullptr;
     const uint8_t* weights = decoder.half(chunk);
     uint8_t* const other = decoder.half(chunk + D::kBlocks);
-    uint32_t* const sums = form.x.tiles > 2 ? open + i * 512 : nullptr;
+    uint32_t* const sums = open && form.x.tiles > 2 ? open + i * 512 : nullptr;
     int due = 0;
     for (int64_t block = chunk; block < stop;) {
       const int64_t end = lower(form.segment_end(block, cut.group * w.group / kBlock), cut.group_end), segment = lower(end, stop);
