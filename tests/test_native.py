@@ -17,7 +17,7 @@ import torch
 from qkernels import backends
 
 ROOT = Path(__file__).parent.parent
-CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+CXX = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
 IS_CLANG = CXX and "clang" in subprocess.run([CXX, "--version"], capture_output=True, text=True).stdout
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 CLANG = {  # what gcc is told by pragma

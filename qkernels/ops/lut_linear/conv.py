@@ -15,12 +15,12 @@ from qkernels.pack import LutWeight, matrix_shape
 
 from . import op
 
-# Pixels of y, of all images, up to which a 1x1 convolution is no slower as a packed matmul. It makes no weight, and the
-# library reorders none, but a contiguous x has to be transposed, and y. Measured with AMX, AVX-512 and AVX2, 64 to 1024
-# channels, levels evenly spaced and not.
-_FEW_PIXELS = 256  # in 16 bits: at most 1.07 times the time, mostly half; at 784, up to three times
-_FEW_FLOATS = 64  # in float32: at most 1.3 times, mostly half to all of it; a smaller weight has one pixel
-_ELEMENTS = 1 << 15  # for each so many elements
+# Pixels of y, of all images, up to which the packed matmul is about as fast as a 1x1 convolution or faster, as timed on
+# AMX, AVX-512 and AVX2. It makes no weight, and the library reorders none, but x and y are transposed unless
+# channels_last.
+_FEW_PIXELS = 256  # in 16 bits
+_FEW_FLOATS = 64  # in float32, but not more than one
+_ELEMENTS = 1 << 15  # for each so many elements of the weight
 
 _INTS = (int, torch.SymInt)
 
@@ -229,7 +229,7 @@ def _is_matmul(device, dtype, size, shape, stride, padding, dilation, groups) ->
 
 @cache
 def _library_has(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves in these 16 bits here; PyTorch's own way takes 5 to 20 times the packed matmul."""
+    """Whether oneDNN convolves in these 16 bits here; PyTorch's own way is far slower than the packed matmul."""
     names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     return torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, names[dtype])()
 
@@ -285,9 +285,7 @@ class _LutConv2d(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, codes, levels, scale, bias, ctx.bits, ctx.group_size, ctx.shape, *ctx.options, _ = inputs
         ctx.size, ctx.last = x.shape, _is_last(x)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        table = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        ctx.save_for_backward(codes, levels, scale, x if table else None)
+        op.save(ctx, x, codes, levels, scale, bias)
 
     @staticmethod
     @once_differentiable

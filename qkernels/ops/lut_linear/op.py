@@ -230,6 +230,13 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def save(ctx, x: Tensor, codes: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    """For the backward of a product with these inputs first: the packed weight, and x if levels or scale train."""
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    trains = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+    ctx.save_for_backward(codes, levels, scale, x if trains else None)
+
+
 class _LutLinear(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -239,10 +246,8 @@ class _LutLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, codes, levels, scale, bias, ctx.bits, ctx.group_size, *_ = inputs
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        table = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        ctx.save_for_backward(codes, levels, scale, x if table else None)
+        *tensors, ctx.bits, ctx.group_size, _, _, _ = inputs
+        save(ctx, *tensors)
 
     @staticmethod
     @once_differentiable
