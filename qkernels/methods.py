@@ -25,6 +25,9 @@ class Method(Protocol):
     parameters that stay as they are, for a contiguous x and without gradients: the same bits for less of a small
     layer's time.
 
+    ``integer_grid(*parameters) -> IntegerGrid``, if there is one, says which integers an activation's x becomes, of
+    ``integer_bits`` bits: then ``lut_linear_int`` can quantize it, for layers whose ``use_integers`` is on.
+
     A field ``signed`` that is None is decided when the quantizer is calibrated. Where parameters and one call are not
     enough (an adapter network, other latents), the config has one more function,
     ``module(shape: Sequence[int] | None, *, dtype, device) -> nn.Module``, which returns its own quantizer in place of

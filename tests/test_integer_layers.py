@@ -31,6 +31,11 @@ PAIRS = [
     (qk.POST(bits=3, granularity=32), qk.LSQ(bits=8)),
     (qk.POST(bits=2), qk.LSQ(bits=8, signed=False)),
     (qk.DAQ(bits=1, granularity=32), qk.LSQ(bits=8)),
+    (qk.DAQ(bits=4, granularity="row"), qk.DAQ(bits=4)),
+    (qk.DAQ(bits=1), qk.DAQ(bits=1)),
+    (qk.LSQ(bits=8, granularity="row"), qk.DAQ(bits=8, signed=False)),
+    (qk.DAQ(bits=4, variant="scale"), qk.DAQ(bits=8, variant="scale")),
+    (qk.POST(bits=4), qk.DAQ(bits=3, variant="scale", signed=False)),
 ]
 
 
@@ -96,19 +101,20 @@ def test_gradients_graphs_and_other_dtypes_go_on_as_before():
         assert torch.equal(torch.func.vmap(model)(x[:, None]), torch.func.vmap(plain)(x[:, None]))
 
 
-@pytest.mark.parametrize("activation", [PAIRS[0][1], qk.ASQ(bits=4)], ids=str)
+@pytest.mark.parametrize("activation", [PAIRS[0][1], qk.ASQ(bits=4), qk.DAQ(bits=4)], ids=str)
 def test_each_reason_to_go_on_as_before(activation):
     """Alone: what else asks for gradients is frozen."""
     x = randn(5, 96)
-    for trains in ("bias", "levels", "scale", "x", "step", "adapter"):
+    for trains in ("bias", "levels", "scale", "x", "activation", "adapter"):
         model, plain = make(activation=activation), make(activation=activation)
         qk.use_integers_(model)
         layer = model[0].train_table().requires_grad_(False)
-        if trains in ("step", "adapter"):
+        if trains in ("activation", "adapter"):
             quantizer = layer.activation_quantizer
             if trains == "adapter" and not hasattr(quantizer, "adapter"):
                 continue
-            (quantizer.step if trains == "step" else quantizer.adapter[-1].weight).requires_grad_()
+            parameter = getattr(quantizer, quantizer.config.parameters[-1])
+            (parameter if trains == "activation" else quantizer.adapter[-1].weight).requires_grad_()
         elif trains != "x":
             getattr(layer, trains).requires_grad_()
         y = layer(x.clone().requires_grad_(trains == "x"))
@@ -182,6 +188,20 @@ def test_a_nan_stays_in_its_row_and_a_changed_step_is_seen():
             layer(randn(5, 95))
 
 
+def test_changed_bounds_are_seen():
+    model, x = make(activation=qk.DAQ(bits=4)), randn(5, 96)
+    qk.use_integers_(model)
+    layer = model[0]
+    for name in ("lower", "upper", "scale"):
+        with torch.no_grad():
+            before = layer(x)
+            getattr(layer.activation_quantizer, name).mul_(1.3)
+            after = layer(x)
+            assert not torch.equal(after, before)
+            truth = F.linear(layer.activation_quantizer(x), layer.weight_lut.dequantize(), layer.bias)
+            torch.testing.assert_close(after, truth, rtol=1e-5, atol=1e-5)
+
+
 def test_what_changes_under_a_layer_is_seen():
     model, x = make(), randn(5, 96)
     layer = model[0]
@@ -223,8 +243,9 @@ def test_files_do_not_store_it(tmp_path):
 @pytest.mark.parametrize(
     ("weight", "activation", "message"),
     [
-        (qk.LSQ(bits=4), None, "the activation quantizer must be LSQ's or ASQ's, got None"),
-        (qk.LSQ(bits=4), qk.DAQ(bits=4), "the activation quantizer must be LSQ's or ASQ's, got DAQ"),
+        (qk.LSQ(bits=4), None, "the activation quantizer must be LSQ's, DAQ's or ASQ's, got None"),
+        (qk.LSQ(bits=4), qk.CPQ(bits=4), "the activation quantizer must be LSQ's, DAQ's or ASQ's, got CPQ"),
+        (qk.LSQ(bits=4), qk.DAQ(bits=8), "the integers of the activation quantizer must have at most 8 bits, got 9"),
         (qk.DQ(bits=4), qk.LSQ(bits=8), "levels must be 0 or"),
         (qk.DQ(bits=8), qk.LSQ(bits=8), "levels that are not evenly spaced must be at most 32, got 256"),
     ],

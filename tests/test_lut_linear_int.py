@@ -76,7 +76,7 @@ def want(x: torch.Tensor, step: torch.Tensor, w: LutWeight, bias: torch.Tensor |
 
 
 def cpu(x, step, w, bias) -> torch.Tensor:
-    return op._cpu(x, step, 0, 0, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, *w.shape)
+    return op._cpu(x, step, 0, 0, None, None, 1, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, *w.shape)
 
 
 @compiled
@@ -189,6 +189,56 @@ def test_a_float_x_is_quantized_as_lsq_does(bits, signed, dtype, name, isa):
             assert z[1:3].isnan().all() and torch.equal(z[rest], y[rest])
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("bits", "signed", "symmetric"),
+    [(7, True, False), (8, True, True), (8, False, False), (4, True, False), (2, True, True), (1, True, False)],
+)
+def test_a_float_x_with_bounds_is_quantized_as_daq_does(bits, signed, symmetric, dtype, name, isa):
+    """Halves between two codes, what is clamped, infinities; NaN and bounds or scales that are none in their rows."""
+    isa(name)
+    grid = {"bits": bits, "signed": signed, "symmetric": symmetric}
+    for N, K, M in ((17, 96, 1), (33, 257, 6), (20, 192, 40)):
+        w, bias = make(N, K), randn(N, seed=2)
+        last = 2**bits - (2 if symmetric else 1)
+        x = (torch.randint(-2, 2 * last + 3, (M, K), generator=torch.Generator().manual_seed(K)) / 2).to(dtype)
+        x[0, :3] = torch.tensor([float("inf"), float("-inf"), -0.0])
+        for P in sorted({1, M}):
+            lower = -torch.rand(P, generator=torch.Generator().manual_seed(1)) if P > 1 else torch.zeros(1)
+            upper, scale = lower + last, torch.rand(P, generator=torch.Generator().manual_seed(2)) + 0.5
+            hardened = qk.harden("daq", x.float().nan_to_num(), lower, upper, scale, **grid)
+            whole = hardened.levels[hardened.codes.long()] / (2 if symmetric else 1)
+            codes = whole.to(torch.int8 if signed else torch.uint8)
+            assert torch.equal(codes.float(), whole)
+            y = qk.lut_linear_int(x, scale, w, bias, bounds=(lower, upper), **grid)
+            unit = hardened.scale * (2 if symmetric else 1)
+            assert y.dtype == torch.float32 and torch.equal(y, qk.lut_linear_int(codes, unit, w, bias))
+            reference = qk.lut_linear_int(x, scale, w, bias, bounds=(lower, upper), backend="reference", **grid)
+            assert torch.equal(y, reference)
+            quantized = qk.daq(x.float(), lower, upper, scale, **grid)
+            assert torch.equal(codes * unit.repeat_interleave(M // P)[:, None] + 0.0, quantized)
+            assert_twice_as_good(y, quantized, w.dequantize(), bias)
+        if M > 3:
+            x[1, K - 1], scale[2], upper[3], upper[4] = float("nan"), -1.0, lower[3], lower[4] - 1
+            rest = [m for m in range(M) if m not in (1, 2, 3, 4)]
+            for backend in (None, "reference"):
+                z = qk.lut_linear_int(x, scale, w, bias, bounds=(lower, upper), backend=backend, **grid)
+                assert z[1:5].isnan().all() and torch.equal(z[rest], y[rest])
+
+
+def test_bounds_of_one_value_serve_every_step():
+    w, x, scale = make(24, 64), randn(6, 64), torch.rand(3) + 0.5
+    bounds = torch.tensor([-1.0]), torch.tensor([1.5], dtype=torch.float64)
+    y = qk.lut_linear_int(x, scale, w, bits=3, bounds=bounds)
+    each = [bound.float().expand(3) for bound in bounds]
+    assert torch.equal(y, qk.lut_linear_int(x, scale, w, bits=3, bounds=each))
+    rows = [qk.lut_linear_int(x[2 * p : 2 * p + 2], scale[p : p + 1], w, bits=3, bounds=bounds) for p in range(3)]
+    assert torch.equal(y, torch.cat(rows))
+    bounds = [bound.requires_grad_() for bound in bounds]
+    assert not qk.lut_linear_int(x, scale.requires_grad_(), w, bits=3, bounds=bounds).requires_grad
+
+
 def test_shapes_and_layouts():
     w, bias, x = make(24, 64, 24), randn(24), integers(12, 64, torch.int8)
     y = qk.lut_linear_int(x, torch.tensor([0.1]), w, bias)
@@ -243,8 +293,11 @@ def test_opcheck():
     for grid in ((4, "exact"), (2, "exact")):
         w = make(24, 96, 72, grid)
         for x, bias in ((integers(3, 96, torch.int8), randn(24)), (integers(1, 96, torch.uint8), None)):
-            args = (x, torch.rand(len(x)), 0, 0, w.codes, w.levels, w.scale, bias, w.bits, 32, 24, 96, "auto")
-            torch.library.opcheck(torch.ops.qkernels.lut_linear_int.default, args, test_utils=tests)
+            own = (w.codes, w.levels, w.scale, bias, w.bits, 32, 24, 96, "auto")
+            op = torch.ops.qkernels.lut_linear_int.default
+            torch.library.opcheck(op, (x, torch.rand(len(x)), 0, 0, None, None, 1, *own), test_utils=tests)
+            bounds = (torch.tensor([-1.0]), torch.tensor([1.0]))
+            torch.library.opcheck(op, (x.float(), torch.rand(1), -7, 7, *bounds, 2, *own), test_utils=tests)
 
 
 class Layer(nn.Module):
@@ -306,6 +359,34 @@ REFUSED = [
     ((X, STEP, WIDE), {}, ValueError, r"at most 2\*\*4 times the smallest of their kind, got 2\*\*5 times"),
     ((X, STEP, FAR), {}, ValueError, "at most 16.0625 times their smallest power of 2, got 64"),
     ((X, STEP, MANY), {}, ValueError, "levels that are not evenly spaced must be at most 32, got 40"),
+    ((X, STEP, W), {"symmetric": True}, ValueError, "symmetric goes with bounds, got bounds=None"),
+    ((X, STEP, W), {"bounds": (STEP, STEP)}, ValueError, "bounds go with a float x, got torch.int8"),
+    ((X.float(), STEP, W), {"bits": 4, "bounds": STEP}, TypeError, r"bounds must be \(lower, upper\), got Tensor"),
+    ((X.float(), STEP, W), {"bits": 4, "bounds": (0.0, STEP)}, TypeError, "lower must be a float tensor, got float"),
+    (
+        (X.float(), torch.rand(2), W),
+        {"bits": 4, "bounds": (STEP, torch.rand(4))},
+        ValueError,
+        r"upper must have shape \[1\] or \[P=2\], got \[4\]",
+    ),
+    (
+        (X.float(), STEP, W),
+        {"bits": 8, "bounds": (-STEP, STEP)},
+        ValueError,
+        "lut_linear_int: the integers must have at most 8 bits, got 9, of a signed grid without 0",
+    ),
+    (
+        (X.float(), STEP, W),
+        {"bits": 1, "bounds": (-STEP, STEP), "symmetric": True},
+        ValueError,
+        r"lut_linear_int: bits must be between 2 and 8 \(symmetric\), got 1",
+    ),
+    (
+        (X.float(), STEP, W),
+        {"bits": 2, "bounds": (STEP.to("meta"), STEP)},
+        ValueError,
+        "all tensors must be on one device, got cpu, meta",
+    ),
     ((X, STEP, W), {"backend": "cuda"}, NotImplementedError, "lut_linear_int on cpu: cuda: "),
 ]
 

@@ -48,10 +48,11 @@ struct Daq {
     return fused(select(above <= V(-0.5f), even - V(1.0f), even), twice, first);  // exact
   }
 
-  QK_HD V value(V x) const {
+  QK_HD V integer(V x) const {
     V distance;
-    return level(clamp((x - lower) * codes_a_unit, V(0.0f), n), &distance) * step + V(0.0f);  // + 0: see post.h
+    return level(clamp((x - lower) * codes_a_unit, V(0.0f), n), &distance);
   }
+  QK_HD V value(V x) const { return integer(x) * step + V(0.0f); }  // + 0: see post.h
 
   QK_HD V grad(V g, V x, V* terms) const {
     const V q = clamp((x - lower) * codes_a_unit, V(0.0f), n), unit = q * inverse;

@@ -8,6 +8,7 @@
 namespace qk {
 
 struct LsqArgs;
+struct DaqArgs;
 
 // What codes of a weight become that meets signed or unsigned x. The products of bytes take one unsigned and one signed factor:
 // weights are unsigned where x is signed, and else signed.
@@ -79,11 +80,14 @@ struct LutIntAmx {
   static int64_t scratch(const ByteRows& x) { return kBuffer + x.tiles * x.each * 2 * 64 + (x.tiles + 1) / 2 * 4096; }
 };
 
-// Rows [begin, end) of x [M, K], of a dtype as Output has it, to bytes: lsq's integers, of which `each` rows share a step.
+// Rows [begin, end) of x [M, K], of a dtype as Output has it, to bytes: integers of lsq or daq, of which `each` rows share parameters.
 // numbers[m]: whether there is no NaN in row m.
 struct LutIntQuantize {
-  void (*quantize)(const LsqArgs&, const void* x, int dtype, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step,
-                   uint8_t* to, char* numbers);
+  template <class Args>
+  using Rows = void (*)(const Args&, const void* x, int dtype, int64_t begin, int64_t end, int64_t K, int64_t each,
+                        const float* const* params, uint8_t* to, char* numbers);
+  Rows<LsqArgs> lsq;
+  Rows<DaqArgs> daq;
 };
 
 }  // namespace qk

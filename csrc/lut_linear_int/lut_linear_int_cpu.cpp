@@ -11,6 +11,7 @@
 #include "../common/export.h"
 #include "../common/scratch.h"
 #include "../common/tensors.h"
+#include "../daq/daq.h"
 #include "../lsq/lsq.h"
 #include "../lut_linear/lut_linear_tensors.h"
 #include "lut_linear_int_kernels.h"
@@ -84,38 +85,62 @@ void arrange(const uint8_t* x, const qk::ByteRows& rows, const qk::ByteLevels& l
   });
 }
 
-// x [M, k] as bytes: itself, or of floats lsq's integers from qmin to qmax. steps [M]: of its rows, times unit; NaN where step is
-// not positive, or there is a NaN in the row.
-Tensor integers(const Tensor& x, const Tensor& step, int64_t qmin, int64_t qmax, float unit, std::vector<float>& steps) {
-  const int64_t M = x.size(0), k = x.size(1), each = M / step.numel();
-  const float* of = static_cast<const float*>(step.data_ptr());
+// What rounds a float x to integers: those from qmin to qmax, in steps of `by` between bounds (daq), or in units of step (lsq).
+struct Grid {
+  int64_t qmin, qmax, by;
+  const float *step, *lower, *upper;  // [P]; the bounds null for lsq
+};
+
+const float* floats(const Tensor& t, int64_t P, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == P, name, " must be float32 [P=", P, "]");
+  return static_cast<const float*>(t.data_ptr());
+}
+
+// x [M, k] as bytes: itself, or of floats the grid's integers, of which `each` rows share parameters. steps [M]: of its rows, times
+// unit; NaN where step is not positive, or there is a NaN in the row.
+Tensor integers(const Tensor& x, const Grid& grid, int64_t each, float unit, std::vector<float>& steps) {
+  const int64_t M = x.size(0), k = x.size(1), qmin = grid.qmin, qmax = grid.qmax;
   steps.resize(M);
-  for (int64_t m = 0; m < M; m++) steps[m] = of[m / each] > 0 ? of[m / each] * unit : NAN;
+  for (int64_t m = 0; m < M; m++) steps[m] = grid.step[m / each] > 0 ? grid.step[m / each] * unit : NAN;
   if (x.scalar_type() == ScalarType::Char || x.scalar_type() == ScalarType::Byte) return x;
-  STD_TORCH_CHECK(qmin < qmax && qmin >= -128 && qmax <= (qmin < 0 ? 127 : 255), "qmin and qmax must fit a byte, got ", qmin, " and ", qmax);
+  STD_TORCH_CHECK(qmin < qmax && qmin >= -128 && qmax <= (qmin < 0 ? 127 : 255) && grid.by > 0 && (qmax - qmin) % grid.by == 0,
+                  "qmin and qmax must fit a byte and by divide their distance, got ", qmin, ", ", qmax, " and ", grid.by);
   const int dtype = qk::dtype_index(x);
   const Tensor bytes = torch::stable::new_empty(x, {M, k}, qmin < 0 ? ScalarType::Char : ScalarType::Byte);
   uint8_t* to = static_cast<uint8_t*>(bytes.data_ptr());
   const void* from = x.data_ptr();
   std::vector<char> numbers(M);
-  const auto kernel = qk::lut_linear_int_quantize_kernels().quantize;
-  torch::stable::parallel_for(0, M, std::max<int64_t>(1, 16384 / k), [&](int64_t begin, int64_t end) {
-    kernel({float(qmin), float(qmax)}, from, dtype, begin, end, k, each, of, to, numbers.data());
-  });
+  const auto run = [&](auto kernel, const auto& args, const float* const* params) {
+    torch::stable::parallel_for(0, M, std::max<int64_t>(1, 16384 / k), [&](int64_t begin, int64_t end) {
+      kernel(args, from, dtype, begin, end, k, each, params, to, numbers.data());
+    });
+  };
+  const qk::LutIntQuantize& kernels = qk::lut_linear_int_quantize_kernels();
+  if (grid.lower) {
+    const float n = float((qmax - qmin) / grid.by), *params[] = {grid.lower, grid.upper, grid.step};
+    run(kernels.daq, qk::DaqArgs{n, 1.0f / n, float(grid.by), float(-qmin), 0, 0}, params);
+  } else {
+    const float* params[] = {grid.step};
+    run(kernels.lsq, qk::LsqArgs{float(qmin), float(qmax)}, params);
+  }
   for (int64_t m = 0; m < M; m++)
     if (!numbers[m]) steps[m] = NAN;
   return bytes;
 }
 
-// even, odd: whole numbers, float32 [n_levels]; a level is unit * (a * even + b * odd). step: float32 [P], P dividing the rows of x.
-Tensor lut_linear_split(Tensor x, Tensor step, int64_t qmin, int64_t qmax, Tensor codes, Tensor even, Tensor odd, int64_t a, int64_t b,
-                       double unit, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
+// even, odd: whole numbers, float32 [n_levels]; a level is unit * (a * even + b * odd). step, lower, upper: float32 [P], P dividing the
+// rows of x.
+Tensor lut_linear_split(Tensor x, Tensor step, std::optional<Tensor> lower, std::optional<Tensor> upper, int64_t qmin, int64_t qmax,
+                        int64_t by, Tensor codes, Tensor even, Tensor odd, int64_t a, int64_t b, double unit, Tensor scale,
+                        std::optional<Tensor> bias, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
   const qk::PackedTensors tensors(codes, even, scale, bits, group_size, n, k);
   const qk::Packed& w = tensors.packed;
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k && x.is_contiguous(), "x must be [M, k=", k, "] and contiguous");
-  const int64_t M = x.size(0);
-  STD_TORCH_CHECK(step.scalar_type() == ScalarType::Float && step.is_contiguous() && step.numel() > 0 && M % step.numel() == 0,
-                  "step must be float32 [P], P dividing M=", M, ", got ", step.numel(), " values");
+  const int64_t M = x.size(0), P = step.numel();
+  STD_TORCH_CHECK(P > 0 && M % P == 0, "step must be float32 [P], P dividing M=", M, ", got ", P, " values");
+  STD_TORCH_CHECK(lower.has_value() == upper.has_value(), "lower and upper must be given together");
+  const Grid grid{qmin, qmax, by, floats(step, P, "step"), lower.has_value() ? floats(*lower, P, "lower") : nullptr,
+                  upper.has_value() ? floats(*upper, P, "upper") : nullptr};
   STD_TORCH_CHECK(odd.scalar_type() == ScalarType::Float && odd.is_contiguous() && odd.numel() == even.numel() && odd.numel() > 0,
                   "odd must be like even, float32 and contiguous");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
@@ -124,7 +149,7 @@ Tensor lut_linear_split(Tensor x, Tensor step, int64_t qmin, int64_t qmax, Tenso
   const float* add = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
   if (M == 0) return torch::stable::new_empty(step, {0, n});
   std::vector<float> steps;
-  x = integers(x, step, qmin, qmax, float(unit), steps);
+  x = integers(x, grid, M / P, float(unit), steps);
   const qk::ByteLevels levels(w.levels, static_cast<const float*>(odd.data_ptr()), tensors.count, int32_t(a), int32_t(b), w.bits,
                               x.scalar_type() == ScalarType::Char);
   STD_TORCH_CHECK(levels.fit, "even and odd must be whole and lie in [-16, 16], at most 32, or levels be evenly spaced and lie in [-255, 255]");
@@ -147,7 +172,7 @@ Tensor lut_linear_split(Tensor x, Tensor step, int64_t qmin, int64_t qmax, Tenso
 }
 
 QK_EXPORT(cpu, lut_linear_split,
-          "(Tensor x, Tensor step, int qmin, int qmax, Tensor codes, Tensor even, Tensor odd, int a, int b, float unit, Tensor scale, "
-          "Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")
+          "(Tensor x, Tensor step, Tensor? lower, Tensor? upper, int qmin, int qmax, int by, Tensor codes, Tensor even, Tensor odd, int a, "
+          "int b, float unit, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")
 
 }  // namespace

@@ -1,6 +1,8 @@
-// Rows of x to the integers of LSQ's forward (csrc/lsq/lsq.h), for lut_linear_int.
+// Rows of x to the integers of an activation quantizer's forward, LSQ's (csrc/lsq/lsq.h) or DAQ's (csrc/daq/daq.h), for
+// lut_linear_int.
 #include "../common/simd.h"
 #include "../common/t16_simd.h"
+#include "../daq/daq.h"
 #include "../lsq/lsq.h"
 #include "lut_linear_int.h"
 
@@ -21,10 +23,10 @@ QK_IN void store_bytes(uint8_t* to, F v) {
 }
 
 // Whether all are numbers. Bytes of what are not are 0.
-template <class T> QK_IN bool row(const qk::Lsq<F>& lsq, const T* x, int64_t K, uint8_t* to) {
+template <class Op, class T> QK_IN bool row(const Op& op, const T* x, int64_t K, uint8_t* to) {
   F rest(0.0f);  // or NaN
   const auto integers = [&](F v) QK_INLINE_LAMBDA {
-    const F n = lsq.integer(v);
+    const F n = op.integer(v);
     rest = rest + (n - n);
     return select(is_number(n), n, F(0.0f));
   };
@@ -42,22 +44,22 @@ template <class T> QK_IN bool row(const qk::Lsq<F>& lsq, const T* x, int64_t K, 
   return numbers;
 }
 
-template <class T>
-void rows(const qk::LsqArgs& args, const T* x, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step, uint8_t* to,
-          char* numbers) {
-  for (int64_t m = begin; m < end; m++) numbers[m] = row(qk::Lsq<F>(args, &step, m / each), x + m * K, K, to + m * K);
+template <template <class> class Op, class T>
+void rows(const typename Op<F>::Args& args, const T* x, int64_t begin, int64_t end, int64_t K, int64_t each, const float* const* params,
+          uint8_t* to, char* numbers) {
+  for (int64_t m = begin; m < end; m++) numbers[m] = row(Op<F>(args, params, m / each), x + m * K, K, to + m * K);
 }
 
-void quantize(const qk::LsqArgs& args, const void* x, int dtype, int64_t begin, int64_t end, int64_t K, int64_t each, const float* step,
-              uint8_t* to, char* numbers) {
-  if (dtype == 0) rows(args, static_cast<const float*>(x), begin, end, K, each, step, to, numbers);
-  else if (dtype == 1) rows(args, static_cast<const qk::half*>(x), begin, end, K, each, step, to, numbers);
-  else rows(args, static_cast<const qk::bfloat*>(x), begin, end, K, each, step, to, numbers);
+template <template <class> class Op>
+void quantize(const typename Op<F>::Args& args, const void* x, int dtype, int64_t begin, int64_t end, int64_t K, int64_t each,
+              const float* const* params, uint8_t* to, char* numbers) {
+  const auto as = [&](auto zero) { rows<Op>(args, static_cast<const decltype(zero)*>(x), begin, end, K, each, params, to, numbers); };
+  dtype == 0 ? as(0.0f) : dtype == 1 ? as(qk::half{}) : as(qk::bfloat{});
 }
 
 }  // namespace
 
 namespace qk {
 extern const LutIntQuantize QK_NAME(lut_linear_int_quantize);
-const LutIntQuantize QK_NAME(lut_linear_int_quantize) = {quantize};
+const LutIntQuantize QK_NAME(lut_linear_int_quantize) = {quantize<Lsq>, quantize<Daq>};
 }  // namespace qk

@@ -10,6 +10,8 @@ from ..ops.asq import op
 from ..ops.asq.config import ASQ
 from ..ops.asq.reference import step_of
 from ..ops.function import is_inference, no_autocast
+from ..ops.grids import IntegerGrid
+from ..ops.lsq import op as lsq
 from .quantizer import Quantizer, replace_modules
 
 _RATIO, _LEAST_CHANNELS = 4, 8  # of the release
@@ -70,7 +72,7 @@ class AdaptiveStep(Quantizer):
         kappa = config.step_grad_scale(x.numel() // max(samples, 1)) if config.grad_scale else None
         return op.asq(x, step, beta, bits=config.bits, signed=config.signed, grad_scale=kappa)
 
-    def integer_grid(self, x: Tensor) -> tuple[Tensor, int, bool] | None:
+    def integer_grid(self, x: Tensor) -> IntegerGrid | None:
         if (
             not self.calibrated
             or self.dim != -1
@@ -80,7 +82,9 @@ class AdaptiveStep(Quantizer):
         ):
             return None
         (step,), beta = self.values(), self.beta(x)
-        return (step_of(step, beta, None), self.config.bits, bool(self.config.signed)) if is_inference(beta) else None
+        if not is_inference(beta):
+            return None
+        return lsq.integer_grid(step_of(step, beta, None), bits=self.config.bits, signed=bool(self.config.signed))
 
     def beta(self, x: Tensor) -> Tensor:
         """The factor of each sample or token of x: float32, 1-D."""

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..methods import describe
-from ..ops.asq.config import ASQ
 from ..ops.function import is_inference
-from ..ops.lsq.config import LSQ
 from ..ops.lut_linear import conv, op
 from ..ops.lut_linear_int import op as lut_linear_int
 from ..pack import PLANES, LutWeight
@@ -146,8 +144,9 @@ class LutLinear(_Lut):
         the layer goes on as before, with sums that may differ in their last bits.
 
         Raises:
-            ValueError: the activation quantizer is not LSQ's or ASQ's, the weight is not on a CPU, or its levels are
-                not for ``lut_linear_int``.
+            ValueError: the activation quantizer is not LSQ's, DAQ's or ASQ's, or its integers need 9 bits (DAQ's of 8
+                bits, signed, with bounds of their own); the weight is not on a CPU, or its levels are not for
+                ``lut_linear_int``.
         """
         if on and (why := self.refuses_integers()):
             raise ValueError(f"LutLinear.use_integers: {why}")
@@ -156,28 +155,32 @@ class LutLinear(_Lut):
 
     def refuses_integers(self) -> str | None:
         """Why ``use_integers`` would refuse the layer, or None."""
-        quantizer = self.activation_quantizer
-        if type(quantizer) not in (Quantizer, AdaptiveStep) or not isinstance(quantizer.config, (LSQ, ASQ)):
+        return self._refuses(self.activation_quantizer, self.levels)
+
+    @staticmethod
+    def _refuses(quantizer: nn.Module | None, levels: Tensor) -> str | None:
+        if type(quantizer) not in (Quantizer, AdaptiveStep) or not hasattr(quantizer.config, "integer_bits"):
             what = None if quantizer is None else type(getattr(quantizer, "config", quantizer)).__name__
-            return f"the activation quantizer must be LSQ's or ASQ's, got {what}"
-        return lut_linear_int.refusal(self.levels)
+            return f"the activation quantizer must be LSQ's, DAQ's or ASQ's, got {what}"
+        if (bits := quantizer.config.integer_bits) > 8:
+            return f"the integers of the activation quantizer must have at most 8 bits, got {bits}"
+        return lut_linear_int.refusal(levels)
 
     def _in_integers(self, x: Tensor) -> Tensor | None:
         """The layer's output by ``lut_linear_int``, or None where that has no place."""
-        quantizer, n, k = self.activation_quantizer, self.out_features, self.in_features
-        own = [t for t in (self.levels, self.scale, self.bias) if t is not None]
-        if not is_inference(*own) or torch.is_autocast_enabled("cpu") or self.refuses_integers():
+        quantizer, n, k, bits = self.activation_quantizer, self.out_features, self.in_features, self.bits
+        levels, scale, bias = self.levels, self.scale, self.bias  # once: a module's attributes are slow
+        if not is_inference(*(t for t in (levels, scale, bias) if t is not None)) or torch.is_autocast_enabled("cpu"):
             return None
         if _is_watched(quantizer) or x.layout != torch.strided or x.dim() == 0 or x.shape[-1] != k:
             return None
-        if not lut_linear_int.pays(x, self.levels, self.bits):
+        if self._refuses(quantizer, levels) or not lut_linear_int.pays(x, levels, bits):
             return None
-        if (self.bias is not None and self.bias.shape != (n,)) or (grid := quantizer.integer_grid(x)) is None:
+        if (bias is not None and bias.shape != (n,)) or (grid := quantizer.integer_grid(x)) is None:
             return None
         return lut_linear_int.linear(
-            x, *grid, self.codes, self.levels, self.scale, self.bias,
-            weight_bits=self.bits, group_size=self.group_size, n=n, k=k,
-        )  # fmt: skip
+            x, grid, self.codes, levels, scale, bias, weight_bits=bits, group_size=self.group_size, n=n, k=k
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation_quantizer is not None:

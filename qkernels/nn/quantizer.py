@@ -1,6 +1,7 @@
 """The module that holds a quantizer's parameters: one class for every method, one call and no maths."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -10,8 +11,7 @@ from ..backends import FLOATS
 from ..methods import Method, describe, is_config
 from ..ops import calibration
 from ..ops.function import is_inference
-from ..ops.grids import Hardened
-from ..ops.lsq.config import LSQ
+from ..ops.grids import Hardened, IntegerGrid
 
 _TINY = 2.0**-126  # the smallest normal float32: a step of 1e-30 or more is not changed by adding it
 _NEW, _UNSIGNED, _SIGNED = 0, 1, 2  # values of the buffer ``calibration``
@@ -55,7 +55,7 @@ class Quantizer(nn.Module):
             config = dataclasses.replace(config, signed=True)
         self.config = config
         self.calibrated = False
-        self._fixed_for: tuple[object, tuple | None] = (None, None)  # (key, what _by_values gives)
+        self._fixed_for: tuple[object, tuple] = (None, ())  # (key, what _by_values gives)
         self._activation = shape is None
         self._free_sign = getattr(config, "signed", True) is None
         P = 1 if shape is None else calibration.blocks(name, config.granularity, shape)
@@ -92,29 +92,24 @@ class Quantizer(nn.Module):
             return False
         return x.device.type == "cpu" and all(p.device == x.device for p in parameters)
 
-    def _by_values(self) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
-        """``config.fixed`` and ``values()``, of the parameters as they are."""
+    def _by_values(self) -> tuple[Callable[[Tensor], Tensor] | None, IntegerGrid | None]:
+        """``config.fixed`` and, of up to 8 bits, ``config.integer_grid``, of the parameters as they are."""
         key = (self.config, *[getattr(self, name).item() for name in self.method(self.config).parameters])
         if self._fixed_for[0] != key:
             values = [v.detach() for v in self.values()]
-            self._fixed_for = key, (self.config.fixed(*values), values)
+            grid = self.config.integer_grid(*values) if getattr(self.config, "integer_bits", math.inf) <= 8 else None
+            self._fixed_for = key, (self.config.fixed(*values), grid)
         return self._fixed_for[1]
 
-    def integer_grid(self, x: Tensor) -> tuple[Tensor, int, bool] | None:
-        """(step, bits, signed) if ``forward(x)`` is LSQ's of these on a float32 x, on a CPU, and for inference: then
+    def integer_grid(self, x: Tensor) -> IntegerGrid | None:
+        """The integers of ``forward(x)``, if it has some, for a float32 x on a CPU and for inference: then
         ``lut_linear_int`` can quantize x. Else None."""
-        if (
-            not isinstance(self.config, LSQ)
-            or not self.calibrated
-            or x.dtype != torch.float32
-            or not self._only_forward(x)
-        ):
+        if not hasattr(self.config, "integer_grid") or not self.calibrated or x.dtype != torch.float32:
             return None
-        (step,) = self._by_values()[1]
-        return step, self.config.bits, bool(self.config.signed)
+        return self._by_values()[1] if self._only_forward(x) else None
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_fixed_for": (None, None)}  # a function cannot be pickled
+        return self.__dict__ | {"_fixed_for": (None, ())}  # a function cannot be pickled
 
     def values(self) -> list[Tensor]:
         """What the op gets: each parameter as float32 [P], in the config's order."""

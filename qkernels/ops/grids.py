@@ -19,6 +19,20 @@ class Hardened(NamedTuple):
         return (level.reshape(self.scale.shape[0], -1) * self.scale[:, None] + 0.0).reshape(self.codes.shape)
 
 
+class IntegerGrid(NamedTuple):
+    """What an activation quantizer rounds to: the integers qmin, qmin + by, ... qmax, times step.
+
+    The nearest to x / step, as ``lsq`` has it, or with bounds the one that ``daq`` finds between them.
+    """
+
+    step: Tensor  # float32 [P]
+    qmin: int
+    qmax: int
+    lower: Tensor | None = None  # float32 [P]
+    upper: Tensor | None = None
+    by: int = 1
+
+
 def positive(parameter: Tensor) -> Tensor:
     """``parameter`` where it is positive, NaN elsewhere: a step or scale that collapsed must not pass unseen."""
     return torch.where(parameter > 0, parameter, torch.nan)

@@ -116,6 +116,13 @@ def _lut_linear_int(backend: str, device: str, dtype: torch.dtype) -> Iterator[N
                 )
                 assert_same_bits(got, want, f"{what}, quantized")
                 yield
+                grid["bounds"] = (0.9 * floats.min().reshape(1), 0.8 * floats.max().reshape(1)) if M else (step, step)
+                grid["symmetric"] = span.min < 0
+                got, want = (
+                    qk.lut_linear_int(floats, step, w, bias, backend=b, **grid).cpu() for b in (backend, "reference")
+                )
+                assert_same_bits(got, want, f"{what}, quantized between bounds")
+                yield
 
 
 def _lut_dequantize(backend: str, device: str, dtype: torch.dtype) -> Iterator[None]:

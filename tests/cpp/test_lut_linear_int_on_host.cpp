@@ -120,34 +120,51 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
     }
 }
 
-// lsq's integers, of rows of any length: ties, what is clamped, infinities, and a NaN wherever it is.
-template <class T> void quantizes(int64_t K, float lo, float hi) {
+// The integers of rows of any length: ties, what is clamped, infinities, and a NaN wherever it is. `want` is that of a number, NaN
+// where the parameters of block p of two rows are none.
+template <template <class> class Op, class T, class Args, class Want>
+void quantizes(int64_t K, const Args& args, const float* const* params, const Want& want) {
   const int64_t M = 6, each = 2;
   Memory<T> x(M * K);
-  Memory<float> step(M / each);
   Memory<uint8_t> to(M * K);
   Memory<char> numbers(M);
   const float values[] = {0.5f, -1.5f, 2.5f, -0.0f, 1e4f, -1e4f, INFINITY, -INFINITY, 3.25f, -7.0f, 127.5f};
   for (int64_t i = 0; i < M * K; i++) qk::from_float(values[i % 11], &x[i]);
   qk::from_float(NAN, &x[3 * K + K - 1]);
-  step[0] = 1, step[1] = 0.25f, step[2] = -1;
   const int dtype = sizeof(T) == 4 ? 0 : std::is_same_v<T, qk::half> ? 1 : 2;
-  quantize({lo, hi}, x.data, dtype, 0, 4, K, each, step.data, to.data, numbers.data);
-  quantize({lo, hi}, x.data, dtype, 4, M, K, each, step.data, to.data, numbers.data);
+  quantize<Op>(args, x.data, dtype, 0, 4, K, each, params, to.data, numbers.data);
+  quantize<Op>(args, x.data, dtype, 4, M, K, each, params, to.data, numbers.data);
   for (int64_t m = 0; m < M; m++) {
     CHECK(numbers[m] == (m < 3));
     for (int64_t k = 0; k < K; k++) {
-      const float v = std::nearbyint(std::min(std::max(qk::to_float(x[m * K + k]) / step[m / each], lo), hi));
-      CHECK(to[m * K + k] == (m >= 4 || (m == 3 && k == K - 1) ? 0 : uint8_t(int(v))));
+      const float v = m == 3 && k == K - 1 ? NAN : want(qk::to_float(x[m * K + k]), m / each);
+      CHECK(to[m * K + k] == (v == v ? uint8_t(int(v)) : 0));
     }
   }
+}
+
+template <class T> void quantizes_as_lsq(int64_t K, float lo, float hi) {
+  const float step[] = {1, 0.25f, -1}, *params[] = {step};
+  quantizes<qk::Lsq, T>(K, qk::LsqArgs{lo, hi}, params, [&](float x, int64_t p) {
+    return step[p] > 0 ? std::nearbyint(std::min(std::max(x / step[p], lo), hi)) : NAN;
+  });
+}
+
+// n + 1 codes, half down, and by * code + lo.
+template <class T> void quantizes_as_daq(int64_t K, float n, float by, float lo) {
+  const float lower[] = {-2, 0, 1}, upper[] = {n - 2, 0.25f * n, 1}, scale[] = {1, 1, 1}, *params[] = {lower, upper, scale};
+  quantizes<qk::Daq, T>(K, qk::DaqArgs{n, 1 / n, by, -lo, 0, 0}, params, [&](float x, int64_t p) {
+    const float q = std::min(std::max((x - lower[p]) * (n / (upper[p] - lower[p])), 0.0f), n);
+    return upper[p] > lower[p] ? by * (std::floor(q) + (q - std::floor(q) > 0.5f ? 1 : 0)) + lo : NAN;
+  });
 }
 
 }  // namespace
 
 int main() {
   for (int64_t K : {1, 15, 16, 17, 64, 100}) {
-    quantizes<float>(K, -128, 127), quantizes<qk::half>(K, 0, 255), quantizes<qk::bfloat>(K, -8, 7);
+    quantizes_as_lsq<float>(K, -128, 127), quantizes_as_lsq<qk::half>(K, 0, 255), quantizes_as_lsq<qk::bfloat>(K, -8, 7);
+    quantizes_as_daq<float>(K, 127, 2, -127), quantizes_as_daq<qk::half>(K, 255, 1, 0), quantizes_as_daq<qk::bfloat>(K, 14, 1, -7);
   }
 #ifdef QK_TILES_IN_SOFTWARE
   const auto counts = {1, 16, 33, 49};

@@ -74,6 +74,10 @@ class ASQ:
     def n_levels(self) -> int:
         return self.weight_config().n_levels
 
+    @property
+    def integer_bits(self) -> int:
+        return self.bits
+
     def module(
         self, shape: Sequence[int] | None, *, dtype: torch.dtype | None, device: torch.device | str | None
     ) -> nn.Module:

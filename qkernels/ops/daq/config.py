@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qkernels.ops import calibration
-from qkernels.ops.grids import Hardened
+from qkernels.ops.grids import Hardened, IntegerGrid
 
 from . import op
 
@@ -126,6 +126,15 @@ class DAQ:
         signed = self._signed()
         grid = self._grid(parameters[0], *parameters)
         return op.fixed(*grid, bits=self.bits, signed=signed, symmetric=signed and self.variant == "scale")
+
+    @property
+    def integer_bits(self) -> int:
+        return op.integer_bits(self.bits, bool(self.signed), self.variant == "scale")
+
+    def integer_grid(self, *parameters: Tensor) -> IntegerGrid:
+        signed = self._signed()
+        grid = self._grid(parameters[0], *parameters)
+        return op.integer_grid(*grid, bits=self.bits, signed=signed, symmetric=signed and self.variant == "scale")
 
     def harden(self, x: Tensor, *parameters: Tensor) -> Hardened:
         signed = self._signed()

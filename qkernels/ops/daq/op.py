@@ -9,6 +9,7 @@ from torch import Tensor
 from qkernels import backends
 from qkernels.ops import blocks
 from qkernels.ops.function import call, is_exporting, once_differentiable
+from qkernels.ops.grids import IntegerGrid
 
 from . import reference
 
@@ -132,6 +133,38 @@ def fixed(
     n = largest_code("daq", bits, signed, symmetric)
     parameters = tuple(p.detach() for p in (lower, upper, scale))
     return lambda x: _fwd(x, *parameters, n, signed, backends.resolve("daq", x, None))
+
+
+def integer_grid(
+    lower: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+    *,
+    bits: int,
+    signed: bool = True,
+    symmetric: bool = False,
+    name: str = "daq",
+) -> IntegerGrid:
+    """The integers that ``daq`` with these parameters, float32 [P], rounds to: 2 Q - N, Q - N / 2 (symmetric) or Q.
+
+    name: who asks, for errors.
+
+    Raises:
+        TypeError, ValueError: bits not as in ``daq``; the integers do not fit 8 bits.
+    """
+    n = largest_code(name, bits, signed, symmetric)
+    if (needed := integer_bits(bits, signed, symmetric)) > 8:
+        raise ValueError(f"{name}: the integers must have at most 8 bits, got {needed}, of a signed grid without 0")
+    step = scale * (1 / n)  # exactly daq's
+    if not signed:
+        return IntegerGrid(step, 0, n, lower, upper)
+    by = 1 if symmetric else 2
+    return IntegerGrid(step * (2 // by), -n * by // 2, n * by // 2, lower, upper, by)
+
+
+def integer_bits(bits: int, signed: bool, symmetric: bool) -> int:
+    """How many bits the integers of ``integer_grid`` need: those of a grid without 0 are odd."""
+    return bits + (signed and not symmetric)
 
 
 def harden(

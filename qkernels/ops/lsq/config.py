@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from qkernels.ops import blocks, calibration
-from qkernels.ops.grids import Hardened
+from qkernels.ops.grids import Hardened, IntegerGrid
 
 from . import op
 
@@ -66,6 +66,13 @@ class LSQ:
 
     def fixed(self, step: Tensor) -> Callable[[Tensor], Tensor]:
         return op.fixed(step, bits=self.bits, signed=self._signed())
+
+    @property
+    def integer_bits(self) -> int:
+        return self.bits
+
+    def integer_grid(self, step: Tensor) -> IntegerGrid:
+        return op.integer_grid(step, bits=self.bits, signed=self._signed())
 
     def step_grad_scale(self, L: int) -> float:
         """1 / sqrt(L * qmax)."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from qkernels import backends
 from qkernels.ops import blocks
 from qkernels.ops.function import call, is_exporting, once_differentiable
+from qkernels.ops.grids import IntegerGrid
 
 from . import reference
 
@@ -93,6 +94,11 @@ def fixed(step: Tensor, *, bits: int, signed: bool = True) -> Callable[[Tensor],
     qmin, qmax = blocks.int_range("lsq", bits, signed)
     step = step.detach()
     return lambda x: _fwd(x, step, qmin, qmax, backends.resolve("lsq", x, None))
+
+
+def integer_grid(step: Tensor, *, bits: int, signed: bool = True, name: str = "lsq") -> IntegerGrid:
+    """The integers that ``lsq`` with this step, float32 [P], rounds to. name: who asks, for errors."""
+    return IntegerGrid(step, *blocks.int_range(name, bits, signed))
 
 
 def harden(x: Tensor, step: Tensor, *, bits: int, signed: bool = True) -> reference.Hardened:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from qkernels import backends
-from qkernels.ops.blocks import int_range
+from qkernels.ops.daq import op as daq
+from qkernels.ops.grids import IntegerGrid
+from qkernels.ops.lsq import op as lsq
 from qkernels.pack import LutWeight, matrix_shape
 
 from . import reference
@@ -14,24 +16,24 @@ from . import reference
 _DTYPES = (torch.int8, torch.uint8, *backends.FLOATS)  # of x
 FEW_ROWS = 8  # up to which, on AMX, lut_linear streams a weight from memory faster
 _op = backends.define(
-    "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor codes, Tensor levels, Tensor scale, "
-    "Tensor? bias, int bits, int group_size, SymInt n, SymInt k, str backend) -> Tensor",
+    "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor? lower, Tensor? upper, int by, Tensor codes, "
+    "Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, SymInt n, SymInt k, str backend) -> Tensor",
     fake=lambda x, step, *args: step.new_empty(x.shape[0], args[-3]),
     package=__package__,
 )
 
 
 @backends.kernel("lut_linear_int", "reference")
-def _reference(x, step, qmin, qmax, codes, levels, scale, bias, bits, group_size, n, k):
+def _reference(x, step, qmin, qmax, lower, upper, by, codes, levels, scale, bias, bits, group_size, n, k):
     w = LutWeight(codes, levels, scale, bits, group_size, (n, k))
-    x, steps = reference.integers(x, step, qmin, qmax)
+    x, steps = reference.integers(x, IntegerGrid(step, qmin, qmax, lower, upper, by))
     return reference.lut_linear_int(x, steps, w.unpack(), reference.split(levels), w.scales(), group_size, bias)
 
 
-def _cpu(x, step, qmin, qmax, codes, levels, scale, bias, bits, group_size, n, k):
+def _cpu(x, step, qmin, qmax, lower, upper, by, codes, levels, scale, bias, bits, group_size, n, k):
     even, odd, a, b, unit = reference.split(levels)
     return torch.ops.qkernels_cpu.lut_linear_split(
-        x, step, qmin, qmax, codes, even, odd, a, b, unit, scale, bias, bits, group_size, n, k
+        x, step, lower, upper, qmin, qmax, by, codes, even, odd, a, b, unit, scale, bias, bits, group_size, n, k
     )
 
 
@@ -52,12 +54,16 @@ def lut_linear_int(
     *,
     bits: int | None = None,
     signed: bool = True,
+    bounds: tuple[Tensor, Tensor] | None = None,
+    symmetric: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """``(x * step) @ W.T + bias`` for integer x and a weight on powers of sqrt(2), as POST has it, or on integers.
 
-    A float x becomes integers first, those of ``qk.lsq(x, step, bits=bits, signed=signed)``: an activation quantizer
-    (LSQ's, or with a step for each sample ASQ's) and the product in one call.
+    A float x is quantized first, so that an activation quantizer and the product are one call:
+        qk.lsq(x, step, bits=bits, signed=signed)     LSQ, and ASQ with a step for each sample
+        qk.daq(x, *bounds, step, bits=bits, signed=signed, symmetric=symmetric)     DAQ, with bounds
+    What is multiplied are their integers, DAQ's being 2 Q - N, symmetric Q - N / 2, unsigned Q.
 
     Levels that are integers (LSQ, CPQ, DAQ) are multiplied as they are, evenly spaced ones by their codes. A level
     2**-(k/2) with even k is an integer in units of the smallest, one with odd k sqrt(2) times one. So the products with
@@ -74,23 +80,26 @@ def lut_linear_int(
         x: [..., K], int8 or uint8: activations in units of step. Of ``h = qk.harden("lsq", x, step, ...)`` they are
             ``h.codes`` if unsigned, else ``(h.codes.int() + qmin).to(torch.int8)``. Or float32 | float16 | bfloat16: to
             be quantized; a NaN makes its row NaN.
-        step: [P], float, positive: the unit of x; x's rows split into P equal blocks (1: one for all; ASQ has one a
-            sample). step <= 0 gives NaN there.
+        step: [P], float, positive: the unit of x, or with bounds DAQ's scale; x's rows split into P equal blocks (1:
+            one for all; ASQ has one a sample). step <= 0 gives NaN there.
         w: a packed weight [N, K] or [N, ...], of any width. Its levels are integers of a unit that is a power of 2, up
             to 255 and evenly spaced (LSQ, CPQ and DAQ of up to 8 bits) or up to 16, or 0 and +-2**(j/2), the largest at
             most 2**4 times the smallest (POST of up to 4 bits, any grid); what is not evenly spaced, up to 32 levels.
         bias: [N], float, or None.
-        bits, signed: the grid of a float x, as ``qk.lsq`` has it; bits 2 to 8 (unsigned: 1 to 8).
+        bits, signed: the grid of a float x, as ``qk.lsq`` has it; bits 2 to 8 (unsigned: 1 to 8). With bounds as
+            ``qk.daq`` has it; bits 1 to 7 (symmetric: 2 to 8, unsigned: 1 to 8), as the integers must fit a byte.
+        bounds: (lower, upper) of DAQ, each like step or of 1 value. upper <= lower gives NaN there.
+        symmetric: with bounds: a signed grid that has a 0, as ``qk.daq`` has it.
         backend: "reference" | "cpu"; None: the fastest that can run, chosen at each call, in an exported graph too.
 
     Returns:
         [..., N], float32.
 
     Raises:
-        TypeError: x not int8, uint8 or, with bits, float; bits not an int; step or bias not a float tensor; w not a
-            LutWeight.
-        ValueError: bits not as above, or given for an integer x; x's last dimension is not K, step not [P], bias not
-            [N], other levels, two devices.
+        TypeError: x not int8, uint8 or, with bits, float; bits not an int; step, a bound or bias not a float tensor; w
+            not a LutWeight.
+        ValueError: bits not as above; bits or bounds given for an integer x, symmetric without bounds; x's last
+            dimension is not K, step not [P], a bound neither [P] nor [1], bias not [N], other levels, two devices.
         NotImplementedError: the requested backend cannot run this call.
     """
     if not isinstance(w, LutWeight):
@@ -103,13 +112,19 @@ def lut_linear_int(
         )
     if x.is_floating_point() != (bits is not None):
         raise ValueError(f"lut_linear_int: bits goes with a float x, got bits={bits} and {x.dtype}")
-    qmin, qmax = (0, 0) if bits is None else int_range("lut_linear_int", bits, signed)
+    if bounds is None and symmetric:
+        raise ValueError("lut_linear_int: symmetric goes with bounds, got bounds=None")
+    if bounds is not None and bits is None:
+        raise ValueError(f"lut_linear_int: bounds go with a float x, got {x.dtype}")
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear_int: x must have shape [..., K={k}], got {list(x.shape)}")
     rows, rows_shape = x.reshape(-1, k).contiguous(), x.shape[:-1]
-    for name, t in (("step", step), ("bias", bias)):
-        if t is None and name == "bias":
-            continue
+    named = {"step": step} | ({} if bias is None else {"bias": bias})
+    if bounds is not None:
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+            raise TypeError(f"lut_linear_int: bounds must be (lower, upper), got {type(bounds).__name__}")
+        named["lower"], named["upper"] = bounds
+    for name, t in named.items():
         if not isinstance(t, Tensor) or not t.is_floating_point():
             raise TypeError(
                 f"lut_linear_int: {name} must be a float tensor, got {getattr(t, 'dtype', type(t).__name__)}"
@@ -120,22 +135,33 @@ def lut_linear_int(
         )
     if bias is not None and bias.shape != (n,):
         raise ValueError(f"lut_linear_int: bias must have shape [N={n}], got {list(bias.shape)}")
-    if len(devices := {t.device for t in (x, step, w.codes, bias) if t is not None}) > 1:
+    for name in named.keys() & {"lower", "upper"}:
+        if named[name].shape not in ((1,), step.shape):
+            raise ValueError(
+                f"lut_linear_int: {name} must have shape [1] or [P={len(step)}], got {list(named[name].shape)}"
+            )
+    if len(devices := {t.device for t in (x, w.codes, *named.values())}) > 1:
         raise ValueError(
             f"lut_linear_int: all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}"
         )
     if backend is not None:
         backend = backends.resolve("lut_linear_int", x, backend, _DTYPES)
-    x, step, bias = rows.detach(), step.detach().float().contiguous(), None if bias is None else bias.detach()
+    step, bias = step.detach().float().contiguous(), None if bias is None else bias.detach()
+    if bits is None:
+        grid = IntegerGrid(step, 0, 0)
+    elif bounds is None:
+        grid = lsq.integer_grid(step, bits=bits, signed=signed, name="lut_linear_int")
+    else:
+        limits = (bound.detach().float().expand(step.shape).contiguous() for bound in bounds)
+        options = {"signed": signed, "symmetric": symmetric, "name": "lut_linear_int"}
+        grid = daq.integer_grid(*limits, step, bits=bits, **options)
     args = (w.codes, w.levels.detach(), w.scale.detach(), bias, w.bits, w.group_size, n, k, backend or "auto")
-    return _op(x, step, qmin, qmax, *args).reshape(*rows_shape, n)
+    return _op(rows.detach(), *grid, *args).reshape(*rows_shape, n)
 
 
 def linear(
     x: Tensor,
-    step: Tensor,
-    bits: int,
-    signed: bool,
+    grid: IntegerGrid,
     codes: Tensor,
     levels: Tensor,
     scale: Tensor,
@@ -148,14 +174,15 @@ def linear(
 ) -> Tensor:
     """``lut_linear_int`` of a float x [..., k] on the fields of a LutWeight that has no ``refusal``: for a module.
 
-    step: float32 [P], contiguous, without gradients.
+    grid: its tensors contiguous, without gradients.
     """
-    qmin, qmax = int_range("lut_linear_int", bits, signed)
-    rows = x.reshape(-1, k).contiguous()
-    bias = None if bias is None else bias.detach()
-    args = (rows, step, qmin, qmax, codes, levels.detach(), scale.detach(), bias, weight_bits, group_size, n, k)
-    y = _cpu(*args) if backends.is_plain(x) and backends.asked() is None else _op(*args, "auto")
-    return y.reshape(*x.shape[:-1], n)
+    rows = x if x.dim() == 2 and x.is_contiguous() else x.reshape(-1, k).contiguous()
+    args = (rows, *grid, codes, levels, scale, bias, weight_bits, group_size, n, k)
+    if backends.is_plain(x) and backends.asked() is None:
+        y = _cpu(*args)
+    else:
+        y = _op(*(t.detach() if isinstance(t, Tensor) else t for t in args), "auto")
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
 
 
 def pays(x: Tensor, levels: Tensor, bits: int) -> bool:

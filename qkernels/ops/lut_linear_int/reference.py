@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qkernels.ops.daq import reference as daq
+from qkernels.ops.grids import IntegerGrid
+
 SEGMENT = 4096  # columns whose sum int32 holds, and which is then rounded to float32
 SQRT2 = 181 / 128  # the bfloat16 that qkernels.post has
 LARGEST = (1 << 31) // (SEGMENT * 255)  # of a level, in units
@@ -86,17 +89,24 @@ def _integers(levels: tuple[float, ...]) -> tuple[list[float], int] | None:
     return (values, least) if all(abs(v) <= most for v in values) else None
 
 
-def integers(x: Tensor, step: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
-    """x [M, K] as integers, those of ``lsq`` if it is float, and the step of each row, [M]; step: [P].
+def integers(x: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
+    """x [M, K] as integers, those of the grid if it is float, and the step of each row, [M].
 
-    A step that is not positive is NaN, as is that of a row of floats with a NaN.
+    A step that is not positive is NaN, as is that of a row of floats with a NaN, or whose bounds have no distance.
     """
-    steps = torch.where(step > 0, step, torch.nan).repeat_interleave(x.shape[0] // step.shape[0])
+    step, qmin, qmax, lower, upper, by = grid
+    each = x.shape[0] // step.shape[0]
+    steps = torch.where(step > 0, step, torch.nan).repeat_interleave(each)
     if not x.is_floating_point():
         return x, steps
-    v = x.float() / steps[:, None]
-    steps = torch.where(v.isnan().any(1), torch.nan, steps)
-    return v.nan_to_num(0.0).clamp(qmin, qmax).round().to(torch.int8 if qmin < 0 else torch.uint8), steps
+    if lower is None:
+        v = x.float() / steps[:, None]
+        rounded = v.clamp(qmin, qmax).round()
+    else:
+        low, high = (bound.repeat_interleave(each)[:, None] for bound in (lower, upper))
+        rounded = by * daq.codes(x, low, high, (qmax - qmin) // by) + qmin
+    steps = torch.where(rounded.isnan().any(1), torch.nan, steps)
+    return rounded.nan_to_num(0.0).to(torch.int8 if qmin < 0 else torch.uint8), steps
 
 
 def lut_linear_int(
