@@ -22,10 +22,16 @@ template <int bits> struct Lines {
   QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const { __builtin_prefetch(at(stripe, tile) + 2048 + g * 64); }
   // body(i, g, code) for the columns of step s of n lines from `first` on.
   template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
+    const auto code = [&](I line, int i) QK_INLINE_LAMBDA { return Code{line, bits == 8 ? 8 * i : 4 * i + bits * s}; };
     I line[n];
     QK_UNROLL for (int g = 0; g < n; g++) line[g] = load_words(at(stripe, tile) + (first + g) * 64);
+#if QK_ISA == 2
+    QK_UNROLL for (int g = 0; g < n; g++)
+      QK_UNROLL for (int i = 0; i < kColumns; i++) body(i, g, code(line[g], i));
+#else
     QK_UNROLL for (int i = 0; i < kColumns; i++)
-      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, right(line[g], bits == 8 ? 8 * i : 4 * i + bits * s));
+      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, code(line[g], i));
+#endif
   }
 };
 template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
@@ -46,7 +52,7 @@ template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
       word[g] = choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
     }
     QK_UNROLL for (int i = 0; i < 8; i++)
-      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, right(word[g], 4 * i));
+      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, Code{word[g], 4 * i});
   }
 };
 
@@ -159,7 +165,7 @@ template <int bits, class Levels> struct Alone {
         for (int64_t tile = 0; tile < tiles; tile++) {
           for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
           QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += L::kColumns * kLanes, of += 3) {
-            lines.template codes<kLines>(stripe, tile, first, s, [&](int i, int g, I code) QK_INLINE_LAMBDA {
+            lines.template codes<kLines>(stripe, tile, first, s, [&](int i, int g, Code code) QK_INLINE_LAMBDA {
               d[g] = fused(table(code), load(from + i * kLanes), d[g]);
             });
             if (of[2]) {

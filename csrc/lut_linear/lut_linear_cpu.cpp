@@ -27,6 +27,7 @@ struct Weight : qk::PackedTensors {
       : PackedTensors(codes, table, scales, bits, group, n, k) {
     std::copy_n(packed.levels, count, levels.begin());
     packed.levels = levels.data();
+    packed.narrow = std::all_of(levels.begin(), levels.end(), [](float l) { return (qk::bits_of(l) & 0xffff) == 0; });
     const float base = levels[0], step = levels[1] - levels[0];
     packed.uniform = bits == 8;
     for (int c = 0; c < count; c++) packed.uniform &= std::fma(float(c), step, base) == levels[c];
@@ -37,9 +38,7 @@ struct Weight : qk::PackedTensors {
     return std::all_of(levels.begin(), levels.begin() + count, [](float l) { return std::isfinite(l); });
   }
   bool in_bfloat16() const {
-    return std::all_of(levels.begin(), levels.end(), [](float l) {
-      return (qk::bits_of(l) & 0xffff) == 0 && (l == 0 || std::isnormal(l));
-    });
+    return packed.narrow && std::all_of(levels.begin(), levels.end(), [](float l) { return l == 0 || std::isnormal(l); });
   }
 };
 

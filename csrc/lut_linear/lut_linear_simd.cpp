@@ -24,7 +24,7 @@ template <int bits, class Levels, int R, int M>
 void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, float* y) {
   const Levels table(w);
   Sums<R, M> sums;
-  over_columns<bits, R>(w, stripe, end, [&](int64_t k, int i, int r, I code) QK_INLINE_LAMBDA {
+  over_columns<bits, R>(w, stripe, end, [&](int64_t k, int i, int r, Code code) QK_INLINE_LAMBDA {
     const F level = table(code);
     for (int m = 0; m < M; m++) sums.d[r][m] = fused(level, F(x[(k + i) * M + m]), sums.d[r][m]);
   }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA { sums.end_segment(scale); });
@@ -70,7 +70,7 @@ void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_
   memset(sums, 0, tiles * T * R * kLanes * sizeof(float));
   alignas(64) float levels[kSegment * R * kLanes];
   int64_t begin = 0;  // of the segment
-  over_columns<bits, R>(w, stripe, end, [&](int64_t k, int i, int r, I code) QK_INLINE_LAMBDA {
+  over_columns<bits, R>(w, stripe, end, [&](int64_t k, int i, int r, Code code) QK_INLINE_LAMBDA {
     store(levels + ((k - begin + i) * R + r) * kLanes, table(code));
   }, [&](int64_t k, const F* scale) QK_INLINE_LAMBDA {
     for (int64_t i = 0; i < tiles; i++)

@@ -145,6 +145,13 @@ QK_IN F lookup(F table, I code) QK_LANES(F, .v[i] = table.v[code.v[i] & 15])
 #endif
 
 // ---------------------------------------------------------------- levels by code; bits above the code are ignored
+// A code from bit `shift` of a word on. In straight code shift is a constant, and what codes of a word share is computed once.
+struct Code {
+  I word;
+  int shift;
+  QK_HD operator I() const { return right(word, shift); }
+};
+
 template <int bits> struct Table;  // of the lowest `bits` bits
 #if QK_ISA == 512
 struct Sixteen {
@@ -185,6 +192,29 @@ template <> struct Table<4> {
   QK_HD explicit Table(const Packed& w) : t(load(w.levels)) {}
   QK_HD F operator()(I code) const { return lookup(t, code); }
 };
+// Levels that are bfloat16, of codes of 4 bits: two tables of bytes, for 32 codes at a time.
+struct Halves : Table<4> {
+  __m256i low, high;
+  QK_HD explicit Halves(const Packed& w) : Table<4>(w) {
+    uint8_t bytes[2][16];
+    for (int i = 0; i < 16; i++)
+      for (int b = 0; b < 2; b++) bytes[b][i] = uint8_t(qk::bits_of(w.levels[i]) >> (16 + 8 * b));
+    const auto both = [&](const uint8_t* t) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t))); };
+    low = both(bytes[0]), high = both(bytes[1]);
+  }
+  // That of column i of each word. Bytes 0 and 1 of its words are first in a half of the register, so that the levels of columns
+  // i and i + 2 are together in the words again.
+  QK_HD __m256 half(__m256i words, int i) const {
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    const __m256i ordered = _mm256_shuffle_epi8(words, order);
+    const __m256i code = _mm256_and_si256(i % 2 ? _mm256_srli_epi32(ordered, 4) : ordered, _mm256_set1_epi8(15));
+    const __m256i l = _mm256_shuffle_epi8(low, code), h = _mm256_shuffle_epi8(high, code);
+    const __m256i two = i < 4 ? _mm256_unpacklo_epi8(l, h) : _mm256_unpackhi_epi8(l, h);
+    return _mm256_castsi256_ps(i % 4 < 2 ? _mm256_slli_epi32(two, 16) : _mm256_and_si256(two, _mm256_set1_epi32(-65536)));
+  }
+  using Table<4>::operator();
+  QK_HD F operator()(const Code& code) const { return {half(code.word.v[0], code.shift / 4), half(code.word.v[1], code.shift / 4)}; }
+};
 template <> struct Table<8> {  // one by one: a gather takes longer
   const float* l;
   QK_HD explicit Table(const Packed& w) : l(w.levels) {}
@@ -218,7 +248,11 @@ template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
     case 1: return body(Kind<1, Table<1>>{});
     case 2: return body(Kind<2, Table<2>>{});
     case 3: return body(Kind<3, Table<3>>{});
-    case 4: return body(Kind<4, Table<4>>{});
+    case 4:
+#if QK_ISA == 2
+      if (w.narrow) return body(Kind<4, Halves>{});
+#endif
+      return body(Kind<4, Table<4>>{});
     case 8: return w.uniform ? body(Kind<8, Uniform>{}) : body(Kind<8, Table<8>>{});
   }
 }
@@ -259,12 +293,12 @@ template <int bits> struct Codes {
       for (int half = 0; half < 8; half += 4) {
         for (int r = 0; r < R; r++) word[r] = words[r][half + t];
         QK_UNROLL for (int i = 0; i < 4; i++)
-          for (int r = 0; r < R; r++) body(half + i, r, right(word[r], 8 * i));
+          for (int r = 0; r < R; r++) body(half + i, r, Code{word[r], 8 * i});
       }
     } else {
       for (int r = 0; r < R; r++) word[r] = words[r][first / kSteps * 4 + t];
       QK_UNROLL for (int i = 0; i < n; i++)
-        for (int r = 0; r < R; r++) body(i, r, right(word[r], 4 * i + bits * s));
+        for (int r = 0; r < R; r++) body(i, r, Code{word[r], 4 * i + bits * s});
     }
   }
   // The codes of a row at the sixteen columns of octets t and t + 1; words [kWords][16] in memory.
@@ -299,7 +333,7 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
       word[r] = choose(0x33333333u, right(two, s % 2 * 2), s < 2 ? left(one, 2 - s) : right(one, s - 2));
     }
     QK_UNROLL for (int i = 0; i < n; i++)
-      for (int r = 0; r < R; r++) body(i, r, right(word[r], 4 * i));
+      for (int r = 0; r < R; r++) body(i, r, Code{word[r], 4 * i});
   }
   QK_IN I columns(const uint32_t (*words)[16], int b, int t, int row) {
     const auto* two = words + b / 2 * 4 + t;
@@ -342,7 +376,7 @@ QK_IN void over_columns(const Packed& w, int64_t stripe, int64_t end, Each&& eac
         for (int t = 0; t < 4; t++) {
           const int64_t k = block * kBlock + 8 * t;
           for (int r = 0; r < R; r++) codes.template prefetch<R>(at(r), block, t);
-          C::template octet<n>(words, first, s, t, [&](int i, int r, I code) QK_INLINE_LAMBDA { each(k, i, r, code); });
+          C::template octet<n>(words, first, s, t, [&](int i, int r, Code code) QK_INLINE_LAMBDA { each(k, i, r, code); });
         }
         if ((block + 1) * kBlock >= segment.end) {
           F scale[R];

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qkernels.ops.daq import reference as daq
-from qkernels.ops.grids import IntegerGrid
+from qkernels.ops.grids import IntegerGrid, positive
 
 SEGMENT = 4096  # columns whose sum int32 holds, and which is then rounded to float32
 SQRT2 = 181 / 128  # the bfloat16 that qkernels.post has
@@ -96,7 +95,7 @@ def integers(x: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
     """
     step, qmin, qmax, lower, upper, by = grid
     each = x.shape[0] // step.shape[0]
-    steps = torch.where(step > 0, step, torch.nan).repeat_interleave(each)
+    steps = positive(step).repeat_interleave(each)
     if not x.is_floating_point():
         return x, steps
     if lower is None:
@@ -104,7 +103,9 @@ def integers(x: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
         rounded = v.clamp(qmin, qmax).round()
     else:
         low, high = (bound.repeat_interleave(each)[:, None] for bound in (lower, upper))
-        rounded = by * daq.codes(x, low, high, (qmax - qmin) // by) + qmin
+        n, width = (qmax - qmin) // by, positive(high - low)
+        q = ((x.float() - low) * (torch.full_like(width, n) / width)).clamp(0, n)
+        rounded = by * (q.floor() + (q - q.floor() > 0.5)) + qmin  # daq's codes, half down
     steps = torch.where(rounded.isnan().any(1), torch.nan, steps)
     return rounded.nan_to_num(0.0).to(torch.int8 if qmin < 0 else torch.uint8), steps
 
