@@ -61,8 +61,5 @@ void columns(const qk::ChannelErrorArgs& args, int64_t rows, int64_t width, int6
 
 }  // namespace
 
-namespace qk {
-extern const ChannelErrorKernels QK_NAME(channel_error);
-const ChannelErrorKernels QK_NAME(channel_error) = {
-    {runs<float>, runs<half>, runs<bfloat>}, {columns<float>, columns<half>, columns<bfloat>}};
-}  // namespace qk
+QK_KERNELS(ChannelErrorKernels, channel_error, {
+    {runs<float>, runs<half>, runs<bfloat>}, {columns<float>, columns<half>, columns<bfloat>}})

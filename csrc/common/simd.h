@@ -35,6 +35,13 @@
 #define QK_LONG __attribute__((noinline))
 #endif
 
+// This file's table of kernels: what QK_DECLARE_KERNELS of isa.h declares.
+#define QK_KERNELS(TABLE, NAME, ...)         \
+  namespace qk {                             \
+  extern const TABLE QK_NAME(NAME);          \
+  const TABLE QK_NAME(NAME) = __VA_ARGS__;   \
+  }
+
 // Between them a file may use instructions that its set does not name.
 #define QK_PRAGMA(text) _Pragma(#text)
 #ifdef __clang__

@@ -1,6 +1,3 @@
 #include "../common/quant_simd.h"
 #include "daq.h"
-namespace qk {
-extern const QuantKernels<DaqArgs> QK_NAME(daq);
-const QuantKernels<DaqArgs> QK_NAME(daq) = QK_QUANT_KERNELS(Daq);
-}  // namespace qk
+QK_KERNELS(QuantKernels<DaqArgs>, daq, QK_QUANT_KERNELS(Daq))

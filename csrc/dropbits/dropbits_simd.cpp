@@ -57,9 +57,6 @@ void dropbits_backward(const qk::DropBitsArgs& args, const qk::Blocks& b, int64_
 
 }  // namespace
 
-namespace qk {
-extern const QuantKernels<DropBitsArgs> QK_NAME(dropbits);
-const QuantKernels<DropBitsArgs> QK_NAME(dropbits) = {
+QK_KERNELS(QuantKernels<DropBitsArgs>, dropbits, {
     {quant_forward<Op, float>, quant_forward<Op, half>, quant_forward<Op, bfloat>},
-    {dropbits_backward<float>, dropbits_backward<half>, dropbits_backward<bfloat>}};
-}  // namespace qk
+    {dropbits_backward<float>, dropbits_backward<half>, dropbits_backward<bfloat>}})

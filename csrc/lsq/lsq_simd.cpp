@@ -1,6 +1,3 @@
 #include "../common/quant_simd.h"
 #include "lsq.h"
-namespace qk {
-extern const QuantKernels<LsqArgs> QK_NAME(lsq);
-const QuantKernels<LsqArgs> QK_NAME(lsq) = QK_QUANT_KERNELS(Lsq);
-}  // namespace qk
+QK_KERNELS(QuantKernels<LsqArgs>, lsq, QK_QUANT_KERNELS(Lsq))

@@ -210,7 +210,4 @@ void linear(const Packed& w, int64_t begin, int64_t end, const float* x, const i
 
 }  // namespace
 
-namespace qk {
-extern const LutAlone QK_NAME(lut_alone);
-const LutAlone QK_NAME(lut_alone) = {room, spread, linear};
-}  // namespace qk
+QK_KERNELS(LutAlone, lut_alone, {room, spread, linear})

@@ -134,12 +134,7 @@ void linear(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end
 }
 
 }  // namespace
-#define QK_AMX {split, linear}
+QK_KERNELS(LutAmx, lut_amx, {split, linear})
 #else
-#define QK_AMX {nullptr, nullptr}
+QK_KERNELS(LutAmx, lut_amx, {})
 #endif
-
-namespace qk {
-extern const LutAmx QK_NAME(lut_amx);
-const LutAmx QK_NAME(lut_amx) = QK_AMX;
-}  // namespace qk

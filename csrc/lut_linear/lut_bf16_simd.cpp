@@ -59,12 +59,7 @@ void linear(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int6
 #ifndef QK_DOT_PAIRS
 QK_NO_MORE
 #endif
-#define QK_PAIRS linear
+QK_KERNELS(LutPairs, lut_pairs, {linear})
 #else
-#define QK_PAIRS nullptr
+QK_KERNELS(LutPairs, lut_pairs, {})
 #endif
-
-namespace qk {
-extern const LutPairs QK_NAME(lut_pairs);
-const LutPairs QK_NAME(lut_pairs) = {QK_PAIRS};
-}  // namespace qk

@@ -80,12 +80,7 @@ void linear(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t
 }
 
 }  // namespace
-#define QK_LINEAR linear
+QK_KERNELS(LutIntegersAmx, lut_integers_amx, {linear})
 #else
-#define QK_LINEAR nullptr
+QK_KERNELS(LutIntegersAmx, lut_integers_amx, {})
 #endif
-
-namespace qk {
-extern const LutIntegersAmx QK_NAME(lut_integers_amx);
-const LutIntegersAmx QK_NAME(lut_integers_amx) = {QK_LINEAR};
-}  // namespace qk

@@ -256,7 +256,4 @@ void alone(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t 
 QK_NO_MORE
 #endif
 
-namespace qk {
-extern const LutIntegers QK_NAME(lut_integers);
-const LutIntegers QK_NAME(lut_integers) = {split, alone};
-}  // namespace qk
+QK_KERNELS(LutIntegers, lut_integers, {split, alone})

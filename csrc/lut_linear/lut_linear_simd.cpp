@@ -147,7 +147,4 @@ void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t
 
 }  // namespace
 
-namespace qk {
-extern const LutKernels QK_NAME(lut);
-const LutKernels QK_NAME(lut) = {dequantize, linear, kTile, kPair};
-}  // namespace qk
+QK_KERNELS(LutKernels, lut, {dequantize, linear, kTile, kPair})

@@ -71,12 +71,7 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
 }
 
 }  // namespace
-#define QK_LINEAR linear
+QK_KERNELS(LutIntAmx, lut_linear_int_amx, {linear})
 #else
-#define QK_LINEAR nullptr
+QK_KERNELS(LutIntAmx, lut_linear_int_amx, {})
 #endif
-
-namespace qk {
-extern const LutIntAmx QK_NAME(lut_linear_int_amx);
-const LutIntAmx QK_NAME(lut_linear_int_amx) = {QK_LINEAR};
-}  // namespace qk

@@ -59,7 +59,4 @@ void quantize(const typename Op<F>::Args& args, const void* x, int dtype, int64_
 
 }  // namespace
 
-namespace qk {
-extern const LutIntQuantize QK_NAME(lut_linear_int_quantize);
-const LutIntQuantize QK_NAME(lut_linear_int_quantize) = {quantize<Lsq>, quantize<Daq>};
-}  // namespace qk
+QK_KERNELS(LutIntQuantize, lut_linear_int_quantize, {quantize<Lsq>, quantize<Daq>})

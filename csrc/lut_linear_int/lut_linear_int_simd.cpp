@@ -29,7 +29,4 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
 QK_NO_MORE
 #endif
 
-namespace qk {
-extern const LutInt QK_NAME(lut_linear_int);
-const LutInt QK_NAME(lut_linear_int) = {linear, kMost};
-}  // namespace qk
+QK_KERNELS(LutInt, lut_linear_int, {linear, kMost})

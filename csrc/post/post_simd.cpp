@@ -1,6 +1,3 @@
 #include "../common/quant_simd.h"
 #include "post.h"
-namespace qk {
-extern const QuantKernels<PostArgs> QK_NAME(post);
-const QuantKernels<PostArgs> QK_NAME(post) = QK_QUANT_KERNELS(Post);
-}  // namespace qk
+QK_KERNELS(QuantKernels<PostArgs>, post, QK_QUANT_KERNELS(Post))

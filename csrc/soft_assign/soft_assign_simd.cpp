@@ -103,8 +103,5 @@ void backward(const qk::Blocks& b, int64_t K, int64_t begin, int64_t end, const 
 
 }  // namespace
 
-namespace qk {
-extern const SoftAssignKernels QK_NAME(soft_assign);
-const SoftAssignKernels QK_NAME(soft_assign) = {
-    {forward<float>, forward<half>, forward<bfloat>}, {backward<float>, backward<half>, backward<bfloat>}};
-}  // namespace qk
+QK_KERNELS(SoftAssignKernels, soft_assign, {
+    {forward<float>, forward<half>, forward<bfloat>}, {backward<float>, backward<half>, backward<bfloat>}})
