@@ -25,8 +25,9 @@ class Method(Protocol):
     parameters that stay as they are, for a contiguous x and without gradients: the same bits for less of a small
     layer's time.
 
-    ``integer_grid(*parameters) -> IntegerGrid``, if there is one, says which integers an activation's x becomes, of
-    ``integer_bits`` bits: then ``lut_linear_int`` can quantize it, for layers whose ``use_integers`` is on.
+    ``integer_grid(*parameters) -> IntegerGrid`` says which integers an activation's x becomes, and a property
+    ``integer_bits`` of how many bits they are. With both, and ``fixed``, ``lut_linear_int`` can quantize x, in layers
+    whose ``use_integers`` is on.
 
     A field ``signed`` that is None is decided when the quantizer is calibrated. Where parameters and one call are not
     enough (an adapter network, other latents), the config has one more function,

@@ -238,8 +238,9 @@ def convert_(model: nn.Module) -> Report:
 def use_integers_(model: nn.Module, on: bool = True) -> list[str]:
     """Let every packed linear layer that can multiply the integers of its activations, or (on=False) none; in place.
 
-    Those whose activation quantizer is LSQ's, DAQ's or ASQ's and whose weight ``lut_linear_int`` takes; see
-    ``nn.LutLinear.use_integers``. It is not stored in files: call it after ``load_packed`` too.
+    Those whose activation quantizer is LSQ's, ASQ's or, with integers of up to 8 bits, DAQ's, and whose weight
+    ``lut_linear_int`` takes; see ``nn.LutLinear.use_integers``. It is not stored in files: call it after
+    ``load_packed`` too.
 
     Returns:
         The names of the layers that do from now on.

@@ -188,18 +188,37 @@ def test_a_nan_stays_in_its_row_and_a_changed_step_is_seen():
             layer(randn(5, 95))
 
 
-def test_changed_bounds_are_seen():
-    model, x = make(activation=qk.DAQ(bits=4)), randn(5, 96)
+@pytest.mark.parametrize("signed", [True, False])
+def test_changed_bounds_are_seen(signed):
+    """Also where they cross, meet, or are not used, and a scale that is negative: as the quantizer takes them."""
+    model, x = make(activation=qk.DAQ(bits=4, signed=signed)), randn(5, 96)
     qk.use_integers_(model)
     layer = model[0]
-    for name in ("lower", "upper", "scale"):
+    quantizer = layer.activation_quantizer
+    for name, value in (
+        ("scale", 0.7),
+        ("upper", 1.3),
+        ("lower", 0.4),
+        ("scale", -0.9),
+        ("upper", -2.0),
+        ("upper", 0.4),
+    ):
         with torch.no_grad():
             before = layer(x)
-            getattr(layer.activation_quantizer, name).mul_(1.3)
+            getattr(quantizer, name).fill_(value)
             after = layer(x)
-            assert not torch.equal(after, before)
-            truth = F.linear(layer.activation_quantizer(x), layer.weight_lut.dequantize(), layer.bias)
+            assert torch.equal(after, before) == (name == "lower" and not signed)
+            truth = F.linear(quantizer(x), layer.weight_lut.dequantize(), layer.bias)
             torch.testing.assert_close(after, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_a_negative_step_counts_as_its_size():
+    model, x = make(), randn(5, 96)
+    qk.use_integers_(model)
+    with torch.no_grad():
+        before = model[0](x)
+        model[0].activation_quantizer.step.neg_()
+        assert torch.equal(model[0](x), before)
 
 
 def test_what_changes_under_a_layer_is_seen():

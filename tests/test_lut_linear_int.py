@@ -199,20 +199,21 @@ def test_a_float_x_with_bounds_is_quantized_as_daq_does(bits, signed, symmetric,
     """Halves between two codes, what is clamped, infinities; NaN and bounds or scales that are none in their rows."""
     isa(name)
     grid = {"bits": bits, "signed": signed, "symmetric": symmetric}
-    for N, K, M in ((17, 96, 1), (33, 257, 6), (20, 192, 40)):
-        w, bias = make(N, K), randn(N, seed=2)
-        last = 2**bits - (2 if symmetric else 1)
-        x = (torch.randint(-2, 2 * last + 3, (M, K), generator=torch.Generator().manual_seed(K)) / 2).to(dtype)
-        x[0, :3] = torch.tensor([float("inf"), float("-inf"), -0.0])
-        for P in sorted({1, M}):
-            lower = -torch.rand(P, generator=torch.Generator().manual_seed(1)) if P > 1 else torch.zeros(1)
-            upper, scale = lower + last, torch.rand(P, generator=torch.Generator().manual_seed(2)) + 0.5
+    last, halves = 2**bits - (2 if symmetric else 1), 2 if symmetric else 1
+    for N, K, M in ((17, 96, 1), (33, 257, 6), (20, 1000, 40)):
+        w, bias, g = make(N, K), randn(N, seed=2), torch.Generator().manual_seed(K)
+        for P, width in [(P, width) for P in sorted({1, (M + 1) // 2, M}) for width in (1.0, 0.37, 1e-3)]:
+            x = torch.randint(-2, 2 * last + 3, (M, K), generator=g) * (width / 2)
+            x = (x if width == 1.0 else x + width * randn(M, K)).to(dtype)
+            x[0, :3] = torch.tensor([float("inf"), float("-inf"), -0.0])
+            lower = -width * torch.rand(P, generator=g) if P > 1 else torch.zeros(1)
+            upper, scale = lower + width * last, torch.rand(P, generator=g) + 0.5
             hardened = qk.harden("daq", x.float().nan_to_num(), lower, upper, scale, **grid)
-            whole = hardened.levels[hardened.codes.long()] / (2 if symmetric else 1)
+            whole = hardened.levels[hardened.codes.long()] / halves
             codes = whole.to(torch.int8 if signed else torch.uint8)
             assert torch.equal(codes.float(), whole)
             y = qk.lut_linear_int(x, scale, w, bias, bounds=(lower, upper), **grid)
-            unit = hardened.scale * (2 if symmetric else 1)
+            unit = hardened.scale * halves
             assert y.dtype == torch.float32 and torch.equal(y, qk.lut_linear_int(codes, unit, w, bias))
             reference = qk.lut_linear_int(x, scale, w, bias, bounds=(lower, upper), backend="reference", **grid)
             assert torch.equal(y, reference)
@@ -225,6 +226,30 @@ def test_a_float_x_with_bounds_is_quantized_as_daq_does(bits, signed, symmetric,
             for backend in (None, "reference"):
                 z = qk.lut_linear_int(x, scale, w, bias, bounds=(lower, upper), backend=backend, **grid)
                 assert z[1:5].isnan().all() and torch.equal(z[rest], y[rest])
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("K", [1, 17, 96, 97])
+def test_bounds_and_scales_of_any_size_give_what_daq_gives(K, name, isa):
+    """Where N / (upper - lower) overflows, and scale / N underflows: at lower, 0 times infinity, is NaN for daq too."""
+    isa(name)
+    w, x = make(16, K), torch.rand(2, K, generator=torch.Generator().manual_seed(K)) + 0.1
+    for lower, upper, scale in (
+        (0.0, 5e-37, 1.0),
+        (0.0, 1e-40, 1.0),
+        (-1e-38, 1e-38, 2.0),
+        (0.0, 1.0, 1e-45),
+        (0.0, 3e38, 1e30),
+    ):
+        bounds, s = (torch.tensor([lower]), torch.tensor([upper])), torch.tensor([scale])
+        for v in (x, torch.cat([x[:1], torch.full((1, K), lower)])):
+            quantized = qk.daq(v, *bounds, s, bits=8, signed=False)
+            y = qk.lut_linear_int(v, s, w, bits=8, signed=False, bounds=bounds)
+            assert torch.equal(y.isnan().all(1), quantized.isnan().any(1))
+            fine = ~quantized.isnan().any(1)
+            assert_twice_as_good(y[fine], quantized[fine], w.dequantize(), None) if fine.any() else None
+            want = qk.lut_linear_int(v, s, w, bits=8, signed=False, bounds=bounds, backend="reference")
+            torch.testing.assert_close(y, want, rtol=0, atol=0, equal_nan=True)
 
 
 def test_bounds_of_one_value_serve_every_step():
@@ -362,6 +387,14 @@ REFUSED = [
     ((X, STEP, W), {"symmetric": True}, ValueError, "symmetric goes with bounds, got bounds=None"),
     ((X, STEP, W), {"bounds": (STEP, STEP)}, ValueError, "bounds go with a float x, got torch.int8"),
     ((X.float(), STEP, W), {"bits": 4, "bounds": STEP}, TypeError, r"bounds must be \(lower, upper\), got Tensor"),
+    ((X.float(), STEP, W), {"bits": 4, "bounds": (STEP,)}, TypeError, r"bounds must be \(lower, upper\), got 1 values"),
+    ((X.float(), STEP, W), {"bits": 4, "signed": None}, TypeError, "signed must be a bool, got NoneType"),
+    (
+        (X.float(), STEP, W),
+        {"bits": 4, "signed": False, "symmetric": True, "bounds": (STEP, STEP)},
+        ValueError,
+        "lut_linear_int: a symmetric grid must be signed, got signed=False",
+    ),
     ((X.float(), STEP, W), {"bits": 4, "bounds": (0.0, STEP)}, TypeError, "lower must be a float tensor, got float"),
     (
         (X.float(), torch.rand(2), W),
@@ -373,7 +406,7 @@ REFUSED = [
         (X.float(), STEP, W),
         {"bits": 8, "bounds": (-STEP, STEP)},
         ValueError,
-        "lut_linear_int: the integers must have at most 8 bits, got 9, of a signed grid without 0",
+        r"lut_linear_int: bits must be between 1 and 7 \(signed\), got 8",
     ),
     (
         (X.float(), STEP, W),

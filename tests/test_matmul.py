@@ -70,7 +70,7 @@ def test_integers_multiply_exactly_on_each_instruction_set(bits, group, name, is
 
 
 @compiled
-@pytest.mark.parametrize("levels", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("levels", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bits", tuple(PLANES))
 def test_instruction_sets_agree_to_the_bit(bits, levels, isa):
     """And rows in any batch: for 2 to 40 of them the sums have one order, and another for one alone."""
@@ -183,6 +183,23 @@ def test_the_weight_is_not_rounded_to_the_dtype_of_x(backend, dtype, factor):
             continue
         allowed = torch.finfo(dtype).eps * truth.abs() + torch.finfo(torch.float32).eps * 256 * truth.abs().max()
         assert ((y.double() - truth).abs() <= allowed).all()
+
+
+@compiled
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("bits", tuple(PLANES))
+def test_levels_are_not_rounded_to_the_dtype_of_x(bits, name, isa):
+    """What is left of a level beside one that bfloat16 has, for every number of rows of a kernel."""
+    isa(name)
+    codes = torch.zeros(20, 64, dtype=torch.uint8)
+    codes[:, 7] = 1
+    for rest in (2.0**-9, 2.0**-14, 2.0**-20):
+        w = LutWeight.pack(codes, torch.tensor([0.25, 1 + rest]), torch.ones(1), bits=bits)
+        for M in (1, 2, 3, 4, 5, 8, 9, 17, 40):
+            x = torch.zeros(M, 64, dtype=torch.bfloat16)
+            x[:, 7] = 256
+            y = qk.lut_linear(x, w, torch.full((20,), -256.0), backend="cpu")
+            assert (y == 256 * rest).all(), (rest, M)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

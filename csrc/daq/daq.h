@@ -11,7 +11,7 @@ namespace qk {
 
 struct DaqArgs {
   float n, inverse;     // N, 1 / N
-  float twice, offset;  // level = twice * Q - offset: 2 and N, or 1 and 0
+  float twice, offset;  // level = twice * Q - offset: 2 and N, or 1 and 0; or, for lut_linear_int, 1 and N / 2
   float amplitude;      // A
   float base;           // T
 };

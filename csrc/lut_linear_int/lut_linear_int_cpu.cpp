@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <optional>
+#include <string>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -88,7 +89,7 @@ void arrange(const uint8_t* x, const qk::ByteRows& rows, const qk::ByteLevels& l
 // What rounds a float x to integers: those from qmin to qmax, in steps of `by` between bounds (daq), or in units of step (lsq).
 struct Grid {
   int64_t qmin, qmax, by;
-  const float *step, *lower, *upper;  // [P]; the bounds null for lsq
+  const float *step, *lower, *upper;  // [P]; the bounds null for lsq; with bounds step is NaN where the scale is not positive
 };
 
 const float* floats(const Tensor& t, int64_t P, const char* name) {
@@ -97,11 +98,11 @@ const float* floats(const Tensor& t, int64_t P, const char* name) {
 }
 
 // x [M, k] as bytes: itself, or of floats the grid's integers, of which `each` rows share parameters. steps [M]: of its rows, times
-// unit; NaN where step is not positive, or there is a NaN in the row.
+// unit; NaN where a step without bounds is not positive, or there is a NaN in the row.
 Tensor integers(const Tensor& x, const Grid& grid, int64_t each, float unit, std::vector<float>& steps) {
   const int64_t M = x.size(0), k = x.size(1), qmin = grid.qmin, qmax = grid.qmax;
   steps.resize(M);
-  for (int64_t m = 0; m < M; m++) steps[m] = grid.step[m / each] > 0 ? grid.step[m / each] * unit : NAN;
+  for (int64_t m = 0; m < M; m++) steps[m] = grid.lower || grid.step[m / each] > 0 ? grid.step[m / each] * unit : NAN;
   if (x.scalar_type() == ScalarType::Char || x.scalar_type() == ScalarType::Byte) return x;
   STD_TORCH_CHECK(qmin < qmax && qmin >= -128 && qmax <= (qmin < 0 ? 127 : 255) && grid.by > 0 && (qmax - qmin) % grid.by == 0,
                   "qmin and qmax must fit a byte and by divide their distance, got ", qmin, ", ", qmax, " and ", grid.by);
@@ -171,6 +172,13 @@ Tensor lut_linear_split(Tensor x, Tensor step, std::optional<Tensor> lower, std:
   return y;
 }
 
+// Whose kernels run; amx: from kTileRows rows on.
+std::string lut_linear_int_isa() {
+  const qk::Isa now = qk::isa();
+  return now == qk::kAmx ? "amx" : now >= qk::kAvx512 && qk::has_vnni() ? "avx512" : now >= qk::kAvx2 ? "avx2" : "scalar";
+}
+
+QK_EXPORT(cpu, lut_linear_int_isa, "() -> str")
 QK_EXPORT(cpu, lut_linear_split,
           "(Tensor x, Tensor step, Tensor? lower, Tensor? upper, int qmin, int qmax, int by, Tensor codes, Tensor even, Tensor odd, int a, "
           "int b, float unit, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")

@@ -25,16 +25,15 @@ QK_IN void store_bytes(uint8_t* to, F v) {
 // Whether all are numbers. Bytes of what are not are 0.
 template <class Op, class T> QK_IN bool row(const Op& op, const T* x, int64_t K, uint8_t* to) {
   F rest(0.0f);  // or NaN
-  const auto integers = [&](F v) QK_INLINE_LAMBDA {
-    const F n = op.integer(v);
+  const auto put = [&](F n, uint8_t* bytes) QK_INLINE_LAMBDA {
     rest = rest + (n - n);
-    return select(is_number(n), n, F(0.0f));
+    store_bytes(bytes, select(is_number(n), n, F(0.0f)));
   };
   int64_t k = 0;
-  for (; k + kLanes <= K; k += kLanes) store_bytes(to + k, integers(load(x + k)));
-  if (k < K) {
+  for (; k + kLanes <= K; k += kLanes) put(op.integer(load(x + k)), to + k);
+  if (k < K) {  // the integer of what is beyond K may be NaN
     uint8_t last[kLanes];
-    store_bytes(last, integers(load_part(x + k, K - k)));
+    put(leading(op.integer(load_part(x + k, K - k)), K - k), last);
     memcpy(to + k, last, K - k);
   }
   float lane[kLanes];

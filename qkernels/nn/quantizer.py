@@ -1,7 +1,6 @@
 """The module that holds a quantizer's parameters: one class for every method, one call and no maths."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -97,7 +96,8 @@ class Quantizer(nn.Module):
         key = (self.config, *[getattr(self, name).item() for name in self.method(self.config).parameters])
         if self._fixed_for[0] != key:
             values = [v.detach() for v in self.values()]
-            grid = self.config.integer_grid(*values) if getattr(self.config, "integer_bits", math.inf) <= 8 else None
+            has_grid = hasattr(self.config, "integer_grid") and self.config.integer_bits <= 8
+            grid = self.config.integer_grid(*values) if has_grid else None
             self._fixed_for = key, (self.config.fixed(*values), grid)
         return self._fixed_for[1]
 

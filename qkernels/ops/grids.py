@@ -25,7 +25,7 @@ class IntegerGrid(NamedTuple):
     The nearest to x / step, as ``lsq`` has it, or with bounds the one that ``daq`` finds between them.
     """
 
-    step: Tensor  # float32 [P]
+    step: Tensor  # float32 [P]; with bounds NaN where the scale is not positive, and 0 where it is too small
     qmin: int
     qmax: int
     lower: Tensor | None = None  # float32 [P]

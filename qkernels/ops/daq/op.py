@@ -9,7 +9,7 @@ from torch import Tensor
 from qkernels import backends
 from qkernels.ops import blocks
 from qkernels.ops.function import call, is_exporting, once_differentiable
-from qkernels.ops.grids import IntegerGrid
+from qkernels.ops.grids import IntegerGrid, positive
 
 from . import reference
 
@@ -150,12 +150,10 @@ def integer_grid(
     name: who asks, for errors.
 
     Raises:
-        TypeError, ValueError: bits not as in ``daq``; the integers do not fit 8 bits.
+        TypeError, ValueError: as ``daq``; the integers do not fit 8 bits.
     """
-    n = largest_code(name, bits, signed, symmetric)
-    if (needed := integer_bits(bits, signed, symmetric)) > 8:
-        raise ValueError(f"{name}: the integers must have at most 8 bits, got {needed}, of a signed grid without 0")
-    step = scale * (1 / n)  # exactly daq's
+    n = largest_code(name, bits, signed, symmetric, 8 - integer_bits(0, signed, symmetric))
+    step = positive(scale) * (1 / n)  # exactly daq's
     if not signed:
         return IntegerGrid(step, 0, n, lower, upper)
     by = 1 if symmetric else 2
@@ -195,15 +193,15 @@ def harden(
     return reference.harden(x, lower, upper, scale, n, signed)
 
 
-def largest_code(name: str, bits: int, signed: bool, symmetric: bool) -> int:
-    """N: codes are 0 ... N."""
+def largest_code(name: str, bits: int, signed: bool, symmetric: bool, most: int = 8) -> int:
+    """N: codes are 0 ... N. most: bits that are allowed."""
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise TypeError(f"{name}: bits must be an int, got {type(bits).__name__}")
     if symmetric and not signed:
         raise ValueError(f"{name}: a symmetric grid must be signed, got signed={signed}")
-    if not 1 + symmetric <= bits <= 8:
+    if not 1 + symmetric <= bits <= most:
         kind = "symmetric" if symmetric else "signed" if signed else "unsigned"
-        raise ValueError(f"{name}: bits must be between {1 + symmetric} and 8 ({kind}), got {bits}")
+        raise ValueError(f"{name}: bits must be between {1 + symmetric} and {most} ({kind}), got {bits}")
     return 2**bits - (2 if symmetric else 1)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qkernels import backends
+from qkernels.ops.calibration import check_flag
 from qkernels.ops.daq import op as daq
 from qkernels.ops.grids import IntegerGrid
 from qkernels.ops.lsq import op as lsq
@@ -72,7 +73,8 @@ def lut_linear_int(
     with sqrt(2) as 1.4140625 = 181/128, the constant of POST's levels; of integers there is the first sum only. A
     segment is up to 4096 columns of a group; what is in brackets is exact, and rounded to float32 once. The same bits
     on every backend and instruction set, for any number of rows and threads. (Derived from the levels; the paper,
-    arXiv:2504.17263, speaks of a look-up table of products, which its authors' release has no code for.)
+    arXiv:2504.17263, speaks of a look-up table of products, which its authors' release has no code for.) step and the
+    unit of the levels, a power of 2, are one float32 factor: digits are lost where that is below 1e-38.
 
     Nothing has gradients: not a float x either.
 
@@ -86,8 +88,9 @@ def lut_linear_int(
             to 255 and evenly spaced (LSQ, CPQ and DAQ of up to 8 bits) or up to 16, or 0 and +-2**(j/2), the largest at
             most 2**4 times the smallest (POST of up to 4 bits, any grid); what is not evenly spaced, up to 32 levels.
         bias: [N], float, or None.
-        bits, signed: the grid of a float x, as ``qk.lsq`` has it; bits 2 to 8 (unsigned: 1 to 8). With bounds as
-            ``qk.daq`` has it; bits 1 to 7 (symmetric: 2 to 8, unsigned: 1 to 8), as the integers must fit a byte.
+        bits, signed: the grid of a float x (of others signed says nothing), as ``qk.lsq`` has it; bits 2 to 8
+            (unsigned: 1 to 8). With bounds as ``qk.daq`` has it; bits 1 to 7 (symmetric: 2 to 8, unsigned: 1 to 8), as
+            the integers must fit a byte.
         bounds: (lower, upper) of DAQ, each like step or of 1 value. upper <= lower gives NaN there.
         symmetric: with bounds: a signed grid that has a 0, as ``qk.daq`` has it.
         backend: "reference" | "cpu"; None: the fastest that can run, chosen at each call, in an exported graph too.
@@ -96,10 +99,11 @@ def lut_linear_int(
         [..., N], float32.
 
     Raises:
-        TypeError: x not int8, uint8 or, with bits, float; bits not an int; step, a bound or bias not a float tensor; w
-            not a LutWeight.
-        ValueError: bits not as above; bits or bounds given for an integer x, symmetric without bounds; x's last
-            dimension is not K, step not [P], a bound neither [P] nor [1], bias not [N], other levels, two devices.
+        TypeError: x not int8, uint8 or, with bits, float; bits not an int, signed or symmetric not a bool, bounds not a
+            pair; step, a bound or bias not a float tensor; w not a LutWeight.
+        ValueError: bits not as above; bits or bounds given for an integer x, symmetric without bounds or not signed;
+            x's last dimension is not K, step not [P], a bound neither [P] nor [1], bias not [N], other levels, two
+            devices.
         NotImplementedError: the requested backend cannot run this call.
     """
     if not isinstance(w, LutWeight):
@@ -112,6 +116,8 @@ def lut_linear_int(
         )
     if x.is_floating_point() != (bits is not None):
         raise ValueError(f"lut_linear_int: bits goes with a float x, got bits={bits} and {x.dtype}")
+    for name, flag in (("signed", signed), ("symmetric", symmetric)):
+        check_flag("lut_linear_int", name, flag)
     if bounds is None and symmetric:
         raise ValueError("lut_linear_int: symmetric goes with bounds, got bounds=None")
     if bounds is not None and bits is None:
@@ -122,7 +128,8 @@ def lut_linear_int(
     named = {"step": step} | ({} if bias is None else {"bias": bias})
     if bounds is not None:
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-            raise TypeError(f"lut_linear_int: bounds must be (lower, upper), got {type(bounds).__name__}")
+            what = f"{len(bounds)} values" if isinstance(bounds, (tuple, list)) else type(bounds).__name__
+            raise TypeError(f"lut_linear_int: bounds must be (lower, upper), got {what}")
         named["lower"], named["upper"] = bounds
     for name, t in named.items():
         if not isinstance(t, Tensor) or not t.is_floating_point():
@@ -135,7 +142,7 @@ def lut_linear_int(
         )
     if bias is not None and bias.shape != (n,):
         raise ValueError(f"lut_linear_int: bias must have shape [N={n}], got {list(bias.shape)}")
-    for name in named.keys() & {"lower", "upper"}:
+    for name in ("lower", "upper") if bounds is not None else ():
         if named[name].shape not in ((1,), step.shape):
             raise ValueError(
                 f"lut_linear_int: {name} must have shape [1] or [P={len(step)}], got {list(named[name].shape)}"
@@ -187,11 +194,11 @@ def linear(
 
 def pays(x: Tensor, levels: Tensor, bits: int) -> bool:
     """Whether ``linear`` is faster for such an x [..., k] than its quantizer and ``lut_linear``, as it was timed."""
-    few, isa = math.prod(x.shape[:-1]) <= FEW_ROWS, torch.ops.qkernels_cpu.isa("")
+    few, isa = math.prod(x.shape[:-1]) <= FEW_ROWS, torch.ops.qkernels_cpu.lut_linear_int_isa()
     if isa == "amx":
         return not few
-    # Without AVX-512, two sums (POST) and products of more than 16 bits take as long as those of floats.
-    return few or isa.startswith("avx512") or (bits <= 4 and reference.split(levels).b == 0)
+    # Without AVX-512 VNNI, two sums (POST) and products of more than 16 bits take as long as those of floats.
+    return few or isa == "avx512" or (bits <= 4 and reference.split(levels).b == 0)
 
 
 def refusal(levels: Tensor) -> str | None:

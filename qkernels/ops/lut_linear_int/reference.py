@@ -92,10 +92,11 @@ def integers(x: Tensor, grid: IntegerGrid) -> tuple[Tensor, Tensor]:
     """x [M, K] as integers, those of the grid if it is float, and the step of each row, [M].
 
     A step that is not positive is NaN, as is that of a row of floats with a NaN, or whose bounds have no distance.
+    (With bounds a step of 0 is that of a positive scale, and stays.)
     """
     step, qmin, qmax, lower, upper, by = grid
     each = x.shape[0] // step.shape[0]
-    steps = positive(step).repeat_interleave(each)
+    steps = (positive(step) if lower is None else step).repeat_interleave(each)
     if not x.is_floating_point():
         return x, steps
     if lower is None:
