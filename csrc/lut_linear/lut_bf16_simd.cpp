@@ -39,7 +39,6 @@ void pairs_stripes(const Packed& w, int64_t begin, int64_t end, const uint32_t* 
     for (; begin < end; begin += R) kernel(w, begin, end, x, bias, y);
   };
   switch (M) {
-    case 1: return each(4, pairs<bits, 4, 1>);
     case 2: return each(4, pairs<bits, 4, 2>);
     case 3: return each(2, pairs<bits, 2, 3>);
     case 4: return each(2, pairs<bits, 2, 4>);

@@ -44,8 +44,8 @@ struct LutAlone {
   void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y);
 };
 
-// For bfloat16 activations, levels that are bfloat16 and not denormal, and up to 4 bits; null without the instruction. Its
-// sums have another order, and what is denormal in them counts as 0.
+// For 2 to kRows bfloat16 activation rows, levels that are bfloat16 and not denormal, and up to 4 bits; null without the instruction.
+// Its sums have another order, and what is denormal in them counts as 0.
 struct LutPairs {
   static constexpr int kRows = 4;
   // x: [K rounded up to 32, / 2][M]: of octet o, entry 4 o + i holds column 8 o + i, and column 8 o + i + 4 in its upper half.

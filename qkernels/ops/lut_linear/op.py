@@ -403,7 +403,7 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
         dlevels[c] = sum of dW[n, k] * scale[n, k // group_size] where code[n, k] is c
         dscale[n, group] = sum over the group's k of dW[n, k] * levels[code[n, k]]
-    W and dW are made a part at a time, of 16 MiB (on a GPU 128). x is saved for levels and scale only.
+    W and dW are made a part at a time, of up to 16 MiB (on a GPU 128). x is saved for levels and scale only.
 
     W is never rounded to the dtype of x, but where said. On "cuda", up to 64 rows of float16 or bfloat16 meet levels in
     that dtype; a level that it cannot hold becomes a sum of two or three that it can, and the codes are read once for

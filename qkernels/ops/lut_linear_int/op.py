@@ -24,15 +24,22 @@ _op = backends.define(
 )
 
 
+def _split(levels):
+    try:
+        return reference.split(levels)
+    except ValueError as error:
+        raise ValueError(f"lut_linear_int: {error}") from None
+
+
 @backends.kernel("lut_linear_int", "reference")
 def _reference(x, step, qmin, qmax, lower, upper, by, codes, levels, scale, bias, bits, group_size, n, k):
     w = LutWeight(codes, levels, scale, bits, group_size, (n, k))
     x, steps = reference.integers(x, IntegerGrid(step, qmin, qmax, lower, upper, by))
-    return reference.lut_linear_int(x, steps, w.unpack(), reference.split(levels), w.scales(), group_size, bias)
+    return reference.lut_linear_int(x, steps, w.unpack(), _split(levels), w.scales(), group_size, bias)
 
 
 def _cpu(x, step, qmin, qmax, lower, upper, by, codes, levels, scale, bias, bits, group_size, n, k):
-    even, odd, a, b, unit = reference.split(levels)
+    even, odd, a, b, unit = _split(levels)
     return torch.ops.qkernels_cpu.lut_linear_split(
         x, step, lower, upper, qmin, qmax, by, codes, even, odd, a, b, unit, scale, bias, bits, group_size, n, k
     )
