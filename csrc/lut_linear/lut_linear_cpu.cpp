@@ -86,16 +86,18 @@ template <class Body> void over_stripes(const Weight& w, int64_t M, Body body) {
                               [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, all)); });
 }
 
-// y [n] = x w^T + bias for one row of x.
+// y [n] = x w^T + bias for one row of x. Each thread spreads it, which takes less than to read what another core has written.
 void alone(const Weight& w, const float* x, const float* bias, qk::Output y) {
   const qk::LutAlone& kernels = qk::lut_alone_kernels();
   int64_t floats = 0, numbers = 0;
   kernels.room(w.packed, &floats, &numbers);
-  static thread_local std::vector<uint8_t> memory;
-  float* to = reinterpret_cast<float*>(qk::scratch(memory, (floats + numbers) * 4));
-  int32_t* groups = reinterpret_cast<int32_t*>(to + floats);
-  kernels.spread(w.packed, x, to, groups);
-  over_stripes(w, 1, [&](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, to, groups, bias, y); });
+  over_stripes(w, 1, [&](int64_t begin, int64_t end) {
+    static thread_local std::vector<uint8_t> memory;
+    float* to = reinterpret_cast<float*>(qk::scratch(memory, (floats + numbers) * 4));
+    int32_t* groups = reinterpret_cast<int32_t*>(to + floats);
+    kernels.spread(w.packed, x, to, groups);
+    kernels.linear(w.packed, begin, end, to, groups, bias, y);
+  });
 }
 void alone(const Weight& w, const Tensor& x, const float* bias, qk::Output y) {
   if (y.dtype == 0) return alone(w, static_cast<const float*>(x.data_ptr()), bias, y);
