@@ -60,11 +60,11 @@ struct IntegerLevels {
   }
 };
 
-// x as integers times a step, a power of two, of each row's segment: of four digits in base 256, -128 to 127, the lowest first.
-// They are rounded to multiples of 2**-29 of the power of two at or below the largest value of the segment, so by at most 2**-30 of it;
+// x as integers times a step, a power of two, of each row's segment: of four digits in base 256, -128 to 127, the lowest first; of three
+// if x has 16 bits, of which those are then exact that are not below 2**-11 of the largest value (bfloat16: 2**-14). They are rounded to
+// multiples of 2**-29 (2**-21) of the power of two at or below the largest value of the segment, so by at most 2**-30 (2**-22) of it;
 // which is at most 2**-23 of most values, for a row in which it is not is not for these kernels.
 struct IntegerRows {
-  static constexpr int kDigits = 4;
   struct Segment {
     float step;         // times the unit of the levels
     int32_t high, low;  // the integers' upper and lower halves, summed, times the base of the levels
@@ -72,17 +72,17 @@ struct IntegerRows {
   uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
   Segment* segments;  // [tiles][cuts][each]
   int64_t M, K, group;
-  int bits;
+  int bits, digits;
   int depth = group % 64 == 0 || group == K ? 2 : 1;  // sub-blocks of 32 columns in a unit
-  int64_t most = 16 / kDigits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
+  int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
   int64_t units = (K + 32 * depth - 1) / (32 * depth), cuts = (K + 127) / 128 + K / group;  // or fewer
-  QK_HD int64_t height() const { return each * kDigits; }  // of a tile
+  QK_HD int64_t height() const { return each * digits; }  // of a tile
   QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
   QK_HD uint8_t* bytes_of(int64_t tile, int64_t b) const {  // sub-block b of the first row, digit 0
     return data + (tile * units + (b >> (depth - 1))) * height() * stride() + (b & (depth - 1)) * 32;
   }
   QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
-  QK_HD int64_t bytes() const { return tiles * units * height() * stride(); }
+  QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // as much without AVX-512
   QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)); }
   QK_HD void place(uint8_t* memory) { data = memory, segments = reinterpret_cast<Segment*>(memory + bytes()); }
   QK_HD int64_t held() const {  // as AmxRows has it

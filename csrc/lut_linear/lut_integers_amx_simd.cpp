@@ -1,4 +1,4 @@
-// Rows of x times a packed weight in integers, by AMX-INT8: a row of x is four, one for each digit, and sixteen rows of the weight
+// Rows of x times a packed weight in integers, by AMX-INT8: a row of x is four (of 16 bits three), one for each digit, and sixteen rows of the weight
 // times 64 columns (or 32) are a tile of bytes: codes as they are, or their levels by table. The bits of a row are those of the kernel
 // for one row (lut_integers_simd.cpp), in any batch.
 #include "../common/simd.h"
@@ -48,13 +48,17 @@ template <int bits, bool by_table> struct Integers : Usual {
     multiply_stripe<n, 1>(weights + at(b, 1));
   }
 
-  QK_HD void add(const uint32_t (*sums)[16][16], int which, F scale, Note note, float* total) const {
-    const IntegerRows::Segment* segment = note.first + which / kStripes * note.next;
-    for (int64_t j = 0; j < x.each; j++, segment++, total += kLanes) {
+  template <int digits> QK_HD void add_rows(const uint32_t (*sum)[16], F scale, const IntegerRows::Segment* segment, float* total) const {
+    for (int64_t j = 0; j < x.each; j++, sum += digits, segment++, total += kLanes) {
       I digit[4];
-      for (int d = 0; d < 4; d++) digit[d] = {_mm512_load_si512(sums[which][4 * j + d])};
+      for (int d = 0; d < 4; d++) digit[d] = d < digits ? I{_mm512_load_si512(sum[d])} : all(0);
       store(total, fused(in_steps(digit, factor, *segment), scale, load(total)));
     }
+  }
+  QK_HD void add(const uint32_t (*sums)[16][16], int which, F scale, Note note, float* total) const {
+    const IntegerRows::Segment* segment = note.first + which / kStripes * note.next;
+    if (x.digits == 3) add_rows<3>(sums[which], scale, segment, total);
+    else add_rows<4>(sums[which], scale, segment, total);
   }
 };
 

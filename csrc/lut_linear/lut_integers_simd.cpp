@@ -15,8 +15,6 @@ namespace {
 using qk::IntegerLevels;
 using qk::IntegerRows;
 
-constexpr int kDigits = IntegerRows::kDigits;
-
 // ---------------------------------------------------------------- x
 // Without AVX-512 the digits are two halves, 16 bits: a sub-block of one row is 128 bytes, of pairs of columns, as codes of them lie
 // 16 bits apart in a word, in the order of the loops below; the upper halves of a pair, then the lower ones.
@@ -39,7 +37,7 @@ struct Sum {
   uint32_t highs() const { return uint32_t(_mm512_reduce_add_epi32(high)); }
   uint32_t lows() const { return uint32_t(_mm512_reduce_add_epi32(low)); }
 };
-template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t stride, Sum& sum) {
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t stride, int count, Sum& sum) {
   const __m512i n = _mm512_cvtps_epi32((a * by).v), m = _mm512_cvtps_epi32((b * by).v), offset = _mm512_set1_epi32(0x808080);
   sum.add(n), sum.add(m);
   // in each 128 bits, the bytes of four columns: by digit, and there as the halves of quads are
@@ -57,7 +55,7 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t 
   const __m512i low = _mm512_load_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(4));
   const auto put = [&](__m512i v, int digit) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + digit * stride), _mm512_castsi512_si256(v));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (digit + 1) * stride), _mm512_extracti64x4_epi64(v, 1));
+    if (digit + 1 < count) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (digit + 1) * stride), _mm512_extracti64x4_epi64(v, 1));
   };
   put(_mm512_permutex2var_epi16(first, low, second), 0);
   put(_mm512_permutex2var_epi16(first, high, second), 2);
@@ -68,7 +66,7 @@ struct Sum {
   uint32_t highs() const { return high; }
   uint32_t lows() const { return low; }
 };
-template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t, Sum& sum) {
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t, int, Sum& sum) {
   float values[2 * kLanes];
   store(values, a * by), store(values + kLanes, b * by);
   for (int c = 0; c < kBlock; c++) {
@@ -97,7 +95,8 @@ QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const
     float size[kLanes], largest = 0;
     lanes(most, size);
     for (float s : size) largest = s > largest ? s : largest;
-    const int exponent = int(qk::bits_of(largest) >> 23) - 127, up = largest > 0 ? 29 - exponent : 0;  // the integers are below 2**30
+    const int exponent = int(qk::bits_of(largest) >> 23) - 127, full = 8 * rows.digits - 3, up = largest > 0 ? full - exponent : 0;
+    // the integers are below 2**(full + 1)
     if (exponent == 128 || up > 126) return false;
     const double step = largest > 0 ? double(levels.unit) * qk::from_bits(uint32_t(127 - up) << 23) : 1;
     if (!(step >= 0x1p-126 && step <= 0x1p+80)) return false;
@@ -111,7 +110,7 @@ QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const
     };
     Sum sum;
     for (; column < end; column += kBlock)
-      digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), stride, sum);
+      digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), stride, rows.digits, sum);
     lanes(balance, size);
     float all = 0;
     for (float s : size) all += s;
@@ -127,8 +126,10 @@ void split_rows(const IntegerRows& rows, const IntegerLevels& levels, int64_t be
   const int64_t blocks = (rows.K + kBlock - 1) / kBlock, stride = rows.stride(), more = QK_ISA == 512 ? rows.units * rows.depth : blocks;
   for (int64_t m = begin; m < end; m++) {
     const int64_t tile = m / rows.each, row = m % rows.each;
-    const auto block = [&](int64_t b) { return QK_ISA == 512 ? rows.bytes_of(tile, b) + row * kDigits * stride : rows.data + b * 128; };
-    const auto zero = [&](int64_t b) { for (int d = 0; d < kDigits; d++) memset(block(b) + d * (QK_ISA == 512 ? stride : 32), 0, 32); };
+    const auto block = [&](int64_t b) { return QK_ISA == 512 ? rows.bytes_of(tile, b) + row * rows.digits * stride : rows.data + b * 128; };
+    const auto zero = [&](int64_t b) {
+      for (int d = 0; d < (QK_ISA == 512 ? rows.digits : 4); d++) memset(block(b) + d * (QK_ISA == 512 ? stride : 32), 0, 32);
+    };
     IntegerRows::Segment* const segments = rows.segment(tile, 0) + row;
     fits[m] = split_row<of_bytes>(rows, levels, static_cast<const T*>(x) + m * rows.K, segments, block);
     if (!fits[m]) {
@@ -154,12 +155,12 @@ void split(const IntegerRows& rows, const IntegerLevels& levels, int64_t begin, 
 // ---------------------------------------------------------------- one row
 // The sums of a segment: upper and lower halves. octet: += the products of octet t, given where a sub-block of x is.
 #if QK_ISA == 512
-template <int bits> struct Sums8 {
-  I sum[2][kDigits];  // of the first and the second quads
+template <int bits, int digits> struct Sums8 {
+  I sum[2][digits];  // of the first and the second quads
   QK_HD void clear() { for (auto& s : sum) for (I& d : s) d = all(0); }
   QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x, int64_t stride) {
     Quads<bits>::octet(words, first, s, t, [&](int q, I code) QK_INLINE_LAMBDA {
-      for (int d = 0; d < kDigits; d++) {
+      for (int d = 0; d < digits; d++) {
         int32_t four;
         memcpy(&four, x + d * stride + (2 * t + q) * 4, 4);
         sum[q][d].v = _mm512_dpbusd_epi32(sum[q][d].v, code.v, _mm512_set1_epi32(four));
@@ -167,8 +168,8 @@ template <int bits> struct Sums8 {
     });
   }
   QK_HD F in_steps(I factor, const IntegerRows::Segment& segment) const {
-    I digit[kDigits];
-    for (int d = 0; d < kDigits; d++) digit[d] = sum[0][d] + sum[1][d];
+    I digit[4];
+    for (int d = 0; d < 4; d++) digit[d] = d < digits ? sum[0][d] + sum[1][d] : all(0);
     return ::in_steps(digit, factor, segment);
   }
 };
@@ -185,7 +186,7 @@ QK_IN I dot(I sum, I codes, const int16_t* pair) {
   return sum;
 #endif
 }
-template <int bits> struct Sums8 {
+template <int bits, int> struct Sums8 {
   I high, low;
   QK_HD void clear() { high = low = all(0); }
   QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x, int64_t) {
@@ -205,7 +206,7 @@ template <int bits> struct Sums8 {
 };
 #endif
 
-template <int bits>
+template <int bits, int digits>
 void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
   using C = Codes<bits>;
   const C codes(w);
@@ -217,7 +218,7 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
     int64_t stop = qk::segment_end(0, w.group, w.K), group_end = w.group;
     F total(0.0f);
     I words[1][C::kWords];
-    Sums8<bits> sums;
+    Sums8<bits, digits> sums;
     sums.clear();
     for (int64_t start = 0; start < blocks; start += C::kBlocks) {
       codes.load(stripe, start, words[0]);
@@ -225,10 +226,10 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
         QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
           const int64_t block = start + first + s;
           if (block >= blocks) break;
-          const uint8_t* digits = QK_ISA == 512 ? x.bytes_of(0, block) : x.data + block * 128;
+          const uint8_t* from = QK_ISA == 512 ? x.bytes_of(0, block) : x.data + block * 128;
           QK_UNROLL for (int t = 0; t < 4; t++) {
             codes.template prefetch<1>(stripe, block, t);
-            sums.octet(words, first, s, t, digits, x.stride());
+            sums.octet(words, first, s, t, from, x.stride());
           }
           if ((block + 1) * kBlock < stop) continue;
           total = fused(sums.in_steps(factor, *segment), load(scale), total);
@@ -244,10 +245,11 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
 }
 
 void alone(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
+  const auto of = [&](auto three, auto four) { (x.digits == 3 ? three : four)(w, levels, begin, end, x, bias, y); };
   switch (w.bits) {
-    case 3: return alone_by<3>(w, levels, begin, end, x, bias, y);
-    case 4: return alone_by<4>(w, levels, begin, end, x, bias, y);
-    case 8: return alone_by<8>(w, levels, begin, end, x, bias, y);
+    case 3: return of(alone_by<3, 3>, alone_by<3, 4>);
+    case 4: return of(alone_by<4, 3>, alone_by<4, 4>);
+    case 8: return of(alone_by<8, 3>, alone_by<8, 4>);
   }
 }
 

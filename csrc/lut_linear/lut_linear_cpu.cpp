@@ -205,7 +205,8 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
   if (!levels.fit || (!levels.affine && !tiles)) return false;
   static thread_local std::vector<uint8_t> memory;
-  const auto part = [&](int64_t M) { return qk::IntegerRows{nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits}; };
+  const int digits = rows.dtype == 0 ? 4 : 3;
+  const auto part = [&](int64_t M) { return qk::IntegerRows{nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits, digits}; };
   for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {
     qk::IntegerRows x = part(std::min(step, rows.M - m));
     x.place(qk::scratch(memory, x.room()));

@@ -12,8 +12,8 @@ namespace {
 
 template <class T> constexpr int kind = sizeof(T) == 4 ? 0 : std::is_same_v<T, half> ? 1 : 2;
 
-// A row of y: levels are n times unit.
-std::vector<float> defined(const Weight& w, const std::vector<int64_t>& n, float unit, const float* x, const float* bias) {
+// A row of y: levels are n times unit, x integers below 2**(full + 1).
+std::vector<float> defined(const Weight& w, const std::vector<int64_t>& n, float unit, const float* x, const float* bias, int full) {
   std::vector<float> y(w.N);
   for (int64_t row = 0; row < w.N; row++) {
     float total = 0;
@@ -22,7 +22,7 @@ std::vector<float> defined(const Weight& w, const std::vector<int64_t>& n, float
       int64_t integer = 0;
       double most = 0;
       for (int64_t i = k; i < end; i++) most = std::max(most, std::fabs(double(x[i])));
-      const int up = most > 0 ? 29 - std::ilogb(most) : 0;
+      const int up = most > 0 ? full - std::ilogb(most) : 0;
       const int64_t group = k / w.group;
       for (; k < end; k++) integer += n[w.code[row * w.K + k]] * std::llrint(std::ldexp(double(x[k]), up));
       const int64_t rest = integer & 0xffff;
@@ -43,7 +43,7 @@ struct Given {
   template <class T> std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr) const {
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
-    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits};
+    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
     std::vector<char> all(M);
@@ -86,7 +86,7 @@ struct Given {
     for (int64_t k = 0; k < std::min<int64_t>(w.K, 128); k++) x[k] = 0;  // a segment of nothing
     const float* b = M % 2 ? bias.data() : nullptr;
     const auto check = [&](const std::vector<float>& y, int64_t m, int64_t at) {
-      const std::vector<float> want = defined(w, n, unit, x.data() + m * w.K, b);
+      const std::vector<float> want = defined(w, n, unit, x.data() + m * w.K, b, kind<T> ? 21 : 29);
       for (int64_t i = 0; i < w.N; i++) {
         T t;
         from_float(want[i], &t);
