@@ -379,7 +379,8 @@ REFUSED = [
         (X, STEP, ODD),
         {},
         ValueError,
-        r"lut_linear_int: levels must be 0 or \+-2\*\*\(j/2\), .* up to 16, or evenly spaced and up to 255, got 0.3",
+        r"lut_linear_int: levels must be 0 or \+-2\*\*\(j/2\), .* one unit, up to 16, or evenly spaced and up to 255, "
+        "got 0.3",
     ),
     ((X, STEP, WIDE), {}, ValueError, r"at most 2\*\*4 times the smallest of their kind, got 2\*\*5 times"),
     ((X, STEP, FAR), {}, ValueError, "at most 16.0625 times their smallest power of 2, got 64"),

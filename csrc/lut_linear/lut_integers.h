@@ -76,13 +76,13 @@ struct IntegerRows {
   int depth = group % 64 == 0 || group == K ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
   int64_t units = (K + 32 * depth - 1) / (32 * depth), cuts = (K + 127) / 128 + K / group;  // or fewer
-  QK_HD int64_t height() const { return each * digits; }  // of a tile
+  QK_HD int64_t height() const { return each * digits; }   // of a tile
   QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
   QK_HD uint8_t* bytes_of(int64_t tile, int64_t b) const {  // sub-block b of the first row, digit 0
     return data + (tile * units + (b >> (depth - 1))) * height() * stride() + (b & (depth - 1)) * 32;
   }
   QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
-  QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // as much without AVX-512
+  QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // of three digits less is used, but without AVX-512
   QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)); }
   QK_HD void place(uint8_t* memory) { data = memory, segments = reinterpret_cast<Segment*>(memory + bytes()); }
   QK_HD int64_t held() const {  // as AmxRows has it

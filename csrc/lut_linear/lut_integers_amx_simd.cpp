@@ -1,6 +1,6 @@
-// Rows of x times a packed weight in integers, by AMX-INT8: a row of x is four (of 16 bits three), one for each digit, and sixteen rows of the weight
-// times 64 columns (or 32) are a tile of bytes: codes as they are, or their levels by table. The bits of a row are those of the kernel
-// for one row (lut_integers_simd.cpp), in any batch.
+// Rows of x times a packed weight in integers, by AMX-INT8: a row of x is four (of 16 bits three), one for each digit, and sixteen
+// rows of the weight times 64 columns (or 32) are a tile of bytes: codes as they are, or their levels by table. The bits of a row
+// are those of the kernel for one row (lut_integers_simd.cpp), in any batch.
 #include "../common/simd.h"
 #include "lut_integers.h"
 

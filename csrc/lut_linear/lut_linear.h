@@ -13,7 +13,7 @@ struct Packed {
   int64_t N, K;
   int64_t group;         // columns a scale: a multiple of 32, or K
   int64_t G;             // K / group
-  // For lut_linear alone:
+  // What lut_linear, but not lut_linear_int, fills in:
   bool narrow = false;   // levels are bfloat16
   bool uniform = false;  // level c is base + step * c, product and sum rounded once together
   float base = 0, step = 0;

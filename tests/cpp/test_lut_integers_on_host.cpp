@@ -46,10 +46,13 @@ struct Given {
     IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
+    const int64_t used = QK_ISA == 512 ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
+    std::fill(memory.get() + used, memory.get() + rows.bytes(), uint8_t(0xa5));
     std::vector<char> all(M);
     split(rows, levels, 0, M / 2, in.get(), kind<T>, all.data());
     split(rows, levels, M / 2, M, in.get(), kind<T>, all.data());
     if (fits) *fits = all;
+    CHECK(std::all_of(memory.get() + used, memory.get() + rows.bytes(), [](uint8_t byte) { return byte == 0xa5; }));
     const qk::Output to{out.get(), kind<T>};
     for (int64_t begin : {int64_t(0), w.stripes / 2}) {
       const int64_t end = begin ? w.stripes : w.stripes / 2;

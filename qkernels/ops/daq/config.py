@@ -113,33 +113,26 @@ class DAQ:
         return {"lower": lower, "upper": upper, "scale": calibration.fill_empty(scale.nan_to_num().clamp_min(0), empty)}
 
     def quantize(self, x: Tensor, *parameters: Tensor, samples: int = 1) -> Tensor:
-        signed = self._signed()
-        sigma = self.sigma or (1.0 if self._is_weight else 2.0)
-        return op.daq(
-            x, *self._grid(x, *parameters),
-            bits=self.bits, signed=signed, gamma=self.gamma, sigma=sigma, symmetric=signed and self.variant == "scale",
-        )  # fmt: skip
+        options, sigma = self._options(), self.sigma or (1.0 if self._is_weight else 2.0)
+        return op.daq(x, *self._grid(x, *parameters), **options, gamma=self.gamma, sigma=sigma)
 
     def fixed(self, *parameters: Tensor) -> Callable[[Tensor], Tensor] | None:
         if self._is_weight:  # whose bounds follow it
             return None
-        signed = self._signed()
-        grid = self._grid(parameters[0], *parameters)
-        return op.fixed(*grid, bits=self.bits, signed=signed, symmetric=signed and self.variant == "scale")
+        options = self._options()
+        return op.fixed(*self._grid(parameters[0], *parameters), **options)
 
     @property
     def integer_bits(self) -> int:
         return op.integer_bits(self.bits, bool(self.signed), self.variant == "scale")
 
     def integer_grid(self, *parameters: Tensor) -> IntegerGrid:
-        signed = self._signed()
-        grid = self._grid(parameters[0], *parameters)
-        return op.integer_grid(*grid, bits=self.bits, signed=signed, symmetric=signed and self.variant == "scale")
+        options = self._options()
+        return op.integer_grid(*self._grid(parameters[0], *parameters), **options)
 
     def harden(self, x: Tensor, *parameters: Tensor) -> Hardened:
-        signed = self._signed()
-        symmetric = signed and self.variant == "scale"
-        return op.harden(x, *self._grid(x, *parameters), bits=self.bits, signed=signed, symmetric=symmetric)
+        options = self._options()
+        return op.harden(x, *self._grid(x, *parameters), **options)
 
     def _grid(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(lower, upper, scale) of x itself, as the op takes them."""
@@ -159,6 +152,11 @@ class DAQ:
     @property
     def _is_weight(self) -> bool:
         return self.role != "activation"
+
+    def _options(self) -> dict[str, int | bool]:
+        """Those of the grid, as the op takes them."""
+        signed = self._signed()
+        return {"bits": self.bits, "signed": signed, "symmetric": signed and self.variant == "scale"}
 
     def _signed(self) -> bool:
         if self.signed is None:
