@@ -107,11 +107,14 @@ template <int bits> struct Nibbles {
           for (int t = 0; t < 4; t++) plane.template prefetch<R>(at(r), tile * Plane<bits>::kBlocks + b, t);
       }
       for (int half = 0; half < 2; half++, groups += 2) {
-        for (int t = 0; t < 4; t++, tables += 8 * kLanes)
+        for (int t = 0; t < 4; t++, tables += 8 * kLanes) {
+          I word[R];
+          for (int r = 0; r < R; r++) word[r] = in_register(words[r][4 * half + t]);
           QK_UNROLL for (int i = 0; i < 8; i++) {
             const F sums = load(tables + i * kLanes);
-            for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(words[r][4 * half + t], 4 * i));
+            for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(word[r], 4 * i));
           }
+        }
         if (groups[1] && groups[0] >= 0)
           for (int r = 0; r < R; r++) total[r] = fused(d[r], load(w.scale + (at(r) * w.G + groups[0]) * kStripe), total[r]), d[r] = F(0.0f);
       }
