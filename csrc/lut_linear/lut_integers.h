@@ -73,7 +73,8 @@ struct IntegerRows {
   Segment* segments;  // [tiles][cuts][each]
   int64_t M, K, group;
   int bits, digits;
-  int depth = group % 64 == 0 || group == K ? 2 : 1;  // sub-blocks of 32 columns in a unit
+  bool for_tiles;
+  int depth = for_tiles && (group % 64 == 0 || group == K) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
   int64_t units = (K + 32 * depth - 1) / (32 * depth), cuts = (K + 127) / 128 + K / group;  // or fewer
   QK_HD int64_t height() const { return each * digits; }   // of a tile
@@ -96,11 +97,11 @@ struct LutIntegers {
   // small or large that its step or its sums leave the range of float32, and in none most values are below 2**-7 of the largest.
   // Else it is zeros.
   void (*split)(const IntegerRows&, const IntegerLevels&, int64_t begin, int64_t end, const void* x, int dtype, char* fits);
-  // One row of x, affine levels of 3 bits or more: columns of stripes [begin, end) of y = x w^T + bias.
+  // One row of x, not for tiles, affine levels of 3 bits or more: columns of stripes [begin, end) of y = x w^T + bias.
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
 };
 
-// Any rows, as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.
+// Any rows, for tiles as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.
 struct LutIntegersAmx {
   static constexpr int64_t kBuffer = 2 * 8 * 2 * 512;  // bytes: see Decoder
   void (*linear)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y,

@@ -156,20 +156,30 @@ void split(const IntegerRows& rows, const IntegerLevels& levels, int64_t begin, 
 // The sums of a segment: upper and lower halves. octet: += the products of octet t, given where a sub-block of x is.
 #if QK_ISA == 512
 template <int bits, int digits> struct Sums8 {
+  static constexpr int kBytes = digits * 32;  // of a sub-block of x
+  static constexpr int kUp = bits == 8 ? 0 : 4;  // codes of the second quads are summed up where they lie, this many bits up
   I sum[2][digits];  // of the first and the second quads
   QK_HD void clear() { for (auto& s : sum) for (I& d : s) d = all(0); }
-  QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x, int64_t stride) {
-    Quads<bits>::octet(words, first, s, t, [&](int q, I code) QK_INLINE_LAMBDA {
-      for (int d = 0; d < digits; d++) {
+  QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x) {
+    const auto add = [&](int q, I codes) QK_INLINE_LAMBDA {
+      QK_UNROLL for (int d = 0; d < digits; d++) {
         int32_t four;
-        memcpy(&four, x + d * stride + (2 * t + q) * 4, 4);
-        sum[q][d].v = _mm512_dpbusd_epi32(sum[q][d].v, code.v, _mm512_set1_epi32(four));
+        memcpy(&four, x + d * 32 + (2 * t + q) * 4, 4);
+        sum[q][d].v = _mm512_dpbusd_epi32(sum[q][d].v, codes.v, _mm512_set1_epi32(four));
       }
-    });
+    };
+    if constexpr (bits == 8) {
+      for (int q = 0; q < 2; q++) add(q, words[0][4 * q + t]);
+    } else {
+      static_assert(bits >= 3);  // a nibble each
+      Codes<bits>::template octet<2>(words, first, s, t, [&](int q, int, Code code) QK_INLINE_LAMBDA {
+        add(q, masked(code.word, 0x01010101u * ((1u << bits) - 1) << code.shift));
+      });
+    }
   }
   QK_HD F in_steps(I factor, const IntegerRows::Segment& segment) const {
     I digit[4];
-    for (int d = 0; d < 4; d++) digit[d] = d < digits ? sum[0][d] + sum[1][d] : all(0);
+    for (int d = 0; d < 4; d++) digit[d] = d < digits ? sum[0][d] + right_signed(sum[1][d], kUp) : all(0);
     return ::in_steps(digit, factor, segment);
   }
 };
@@ -187,9 +197,10 @@ QK_IN I dot(I sum, I codes, const int16_t* pair) {
 #endif
 }
 template <int bits, int> struct Sums8 {
+  static constexpr int kBytes = 128;
   I high, low;
   QK_HD void clear() { high = low = all(0); }
-  QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x, int64_t) {
+  QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x) {
     const int16_t* pair = reinterpret_cast<const int16_t*>(x) + t * 16;
     const auto add = [&](I code) QK_INLINE_LAMBDA {
       const I two = masked(code, 0x00010001u * ((1u << bits) - 1));
@@ -214,6 +225,7 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
   const I factor = all(levels.factor);
   for (int64_t stripe = begin; stripe < end; stripe++) {
     const IntegerRows::Segment* segment = x.segments;
+    const uint8_t* from = x.data;
     const float* scale = w.scale + stripe * w.G * kStripe;
     int64_t stop = qk::segment_end(0, w.group, w.K), group_end = w.group;
     F total(0.0f);
@@ -223,20 +235,19 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
     for (int64_t start = 0; start < blocks; start += C::kBlocks) {
       codes.load(stripe, start, words[0]);
       QK_UNROLL for (int first = 0; first < C::kBlocks; first += C::kSteps) {
-        QK_UNROLL for (int s = 0; s < C::kSteps; s++) {
+        QK_UNROLL for (int s = 0; s < C::kSteps; s++, from += sums.kBytes) {
           const int64_t block = start + first + s;
           if (block >= blocks) break;
-          const uint8_t* from = QK_ISA == 512 ? x.bytes_of(0, block) : x.data + block * 128;
           QK_UNROLL for (int t = 0; t < 4; t++) {
-            codes.template prefetch<1>(stripe, block, t);
-            sums.octet(words, first, s, t, from, x.stride());
+            codes.prefetch_far(stripe, block, t);
+            sums.octet(words, first, s, t, from);
           }
           if ((block + 1) * kBlock < stop) continue;
           total = fused(sums.in_steps(factor, *segment), load(scale), total);
           sums.clear();
           segment++;
           if (stop == group_end) group_end += w.group, scale += kStripe;
-          stop = stop < w.K ? qk::segment_end(stop, w.group, w.K) : stop;
+          stop = lower(lower((stop / 128 + 1) * 128, group_end), w.K);  // qk::segment_end, without its division
         }
       }
     }

@@ -200,13 +200,16 @@ int64_t integer_rows(const Weight& w, int dtype, bool tiles) {
 
 // As lut_linear in integers; false where that takes longer, or where levels or, of one, the row are not for them.
 bool by_integers(const Weight& w, const float* bias, Rows rows) {
-  const auto [kernels, tiles] = qk::integers_here();
+  auto [kernels, tiles] = qk::integers_here();
   if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits <= 2)) return false;
   const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
   if (!levels.fit || (!levels.affine && !tiles)) return false;
+  if (rows.M == 1 && levels.affine && w.packed.bits <= 4) tiles = nullptr;  // they would be nearly empty
   static thread_local std::vector<uint8_t> memory;
   const int digits = rows.dtype == 0 ? 4 : 3;
-  const auto part = [&](int64_t M) { return qk::IntegerRows{nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits, digits}; };
+  const auto part = [&](int64_t M) {
+    return qk::IntegerRows{nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits, digits, tiles != nullptr};
+  };
   for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {
     qk::IntegerRows x = part(std::min(step, rows.M - m));
     x.place(qk::scratch(memory, x.room()));

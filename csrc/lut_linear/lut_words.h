@@ -265,7 +265,7 @@ template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
 // A sub-block is 32 columns: four octets, t = 0 to 3. Words of a plane of p < 8 bits hold an octet of 4 / p sub-blocks.
 template <int p> struct Plane {
   static constexpr int kBlocks = 8 / p;   // sub-blocks of a tile
-  static constexpr int kAhead = 1024;  // bytes: what was fastest of 512, 1024, 2048 and 4096
+  static constexpr int kAhead = 2048;     // bytes: what was fastest of 512 to 8192 for several rows of x
   const uint8_t* first;
   int64_t stride;  // bytes of a stripe
   Plane(const uint8_t* codes, int64_t K) : first(codes), stride((K + 32 * kBlocks - 1) / (32 * kBlocks) * 512) {}
@@ -273,11 +273,11 @@ template <int p> struct Plane {
   QK_HD void load(int64_t stripe, int64_t block, I* words) const {
     transpose_tile(first + stripe * stride + block / kBlocks * 512, words);
   }
-  // A quarter of the lines of sub-block `block`, kAhead bytes early: of the next R stripes where this one ends.
-  template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
-    int64_t offset = block * (64 * p) + kAhead;
+  // A quarter of the lines of sub-block `block`, `ahead` bytes early: of the next R stripes where this one ends. To L1, or only to L2.
+  template <int R, int ahead = kAhead, bool to_l1 = true> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
+    int64_t offset = block * (64 * p) + ahead;
     if (offset >= stride) offset += (R - 1) * stride;
-    for (int line = t; line < p; line += 4) __builtin_prefetch(first + stripe * stride + offset + line * 64);
+    for (int line = t; line < p; line += 4) __builtin_prefetch(first + stripe * stride + offset + line * 64, 0, to_l1 ? 3 : 1);
   }
 };
 
@@ -289,6 +289,11 @@ template <int bits> struct Codes {
   explicit Codes(const Packed& w) : plane(w.codes, w.K) {}
   QK_HD void load(int64_t stripe, int64_t block, I* words) const { plane.load(stripe, block, words); }
   template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.template prefetch<R>(stripe, block, t); }
+  // For kernels that read a stripe as fast as memory gives it.
+  QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const {
+    plane.template prefetch<1, bits < 4 ? 4096 : 2048>(stripe, block, t);
+    if constexpr (bits >= 4) plane.template prefetch<1, 8192, false>(stripe, block, t);
+  }
   // body(i, r, code) for the columns i < n of octet t of R stripes: the code is in the lowest bits. Up to 4 bits, that of
   // column i + 4 is 16 bits further up.
   template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
@@ -329,6 +334,10 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
   template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
     low.prefetch<R>(stripe, block, t);
     high.prefetch<R>(stripe, block, t);
+  }
+  QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const {
+    low.prefetch<1, 4096>(stripe, block, t);
+    high.prefetch<1, 4096>(stripe, block, t);
   }
   template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
     I word[R];  // of nibbles: bits 0 to 2 are the code

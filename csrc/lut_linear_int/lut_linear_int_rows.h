@@ -88,7 +88,7 @@ template <int bits, class Each, class Done> QK_IN void over_blocks(const Packed&
       unrolled<C::kSteps>([&](int s) QK_INLINE_LAMBDA {
         const int64_t block = start + first + s;
         if (block >= blocks) return;
-        for (int t = 0; t < 4; t++) codes.template prefetch<1>(stripe, block + 16 / bits, t);  // 1024 bytes further, which is faster here
+        for (int t = 0; t < 4; t++) codes.prefetch_far(stripe, block, t);
         each(words, first, s, block);
         if ((block + 1) * kBlock < segment.end) return;
         done(block + 1, segment.scale(w, stripe));
