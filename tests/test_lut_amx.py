@@ -41,12 +41,12 @@ def test_sums_are_within_twice_the_error_of_plain_pytorch(bits, levels, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("levels", LEVELS)
-def test_a_row_gives_the_same_bits_in_batches_of_2_to_8_and_of_more(levels, dtype):
+def test_a_row_gives_the_same_bits_in_batches_of_2_to_5_and_of_more(levels, dtype):
     w, x = weight(70, 640, 70 * 5, levels=levels), randn(600, 640).to(dtype)
-    few, many = qk.lut_linear(x[:8], w, backend="cpu"), qk.lut_linear(x[:500], w, backend="cpu")
-    for M in (2, 3, 5, 6, 7):
-        assert torch.equal(qk.lut_linear(x[8 - M : 8], w, backend="cpu"), few[8 - M :]), M
-    for M in (9, 16, 17, 48, 129):
+    few, many = qk.lut_linear(x[:5], w, backend="cpu"), qk.lut_linear(x[:500], w, backend="cpu")
+    for M in (2, 3, 4):
+        assert torch.equal(qk.lut_linear(x[5 - M : 5], w, backend="cpu"), few[5 - M :]), M
+    for M in (6, 7, 8, 9, 16, 17, 48, 129):
         assert torch.equal(qk.lut_linear(x[100 : 100 + M], w, backend="cpu"), many[100 : 100 + M]), M
     if dtype != torch.float32 or levels == "one part":  # else PyTorch's matmul
         assert torch.equal(qk.lut_linear(x, w, backend="cpu")[:500], many)

@@ -75,7 +75,8 @@ template <class Levels, int parts> struct Pairs<8, Levels, parts> {  // 8 bits: 
 };
 
 template <int bits, class Levels, int parts> struct Products : Usual {
-  static constexpr int kBits = bits, kBlockBytes = parts * kTileBytes, kBlocks = Codes<bits>::kBlocks > 4 ? Codes<bits>::kBlocks : 4;
+  static constexpr int kBits = bits, kBlockBytes = parts * kTileBytes;
+  static constexpr int kBlocks = parts == 1 ? 4 : 2;  // so that what is decoded leaves L1 to x
   struct Note {};
   const Pairs<bits, Levels, parts> table;
   const AmxRows& x;
@@ -118,7 +119,8 @@ void stripes(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t en
   using Form = Products<bits, Levels, parts>;
   static_assert(2 * Decoder<Form>::kBytes <= qk::LutAmx::kBuffer);
   const Form form{{}, Pairs<bits, Levels, parts>(w, levels), x};
-  all_stripes(w, form, begin, end, bias, y, scratch, reinterpret_cast<float*>(scratch + qk::LutAmx::kBuffer));
+  float* const totals = reinterpret_cast<float*>(scratch + qk::LutAmx::kBuffer);
+  all_stripes(w, form, begin, end, bias, y, scratch, totals, reinterpret_cast<uint32_t*>(totals + x.tiles * x.each * 2 * kLanes));
 }
 
 void linear(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,

@@ -97,14 +97,14 @@ struct AmxLevels {
 
 // Null without the instructions.
 struct LutAmx {
-  static constexpr int64_t kBuffer = 2 * 8 * 2 * 3 * 1024;  // bytes: see Decoder
+  static constexpr int64_t kBuffer = 2 * 4 * 3 * 1024;  // bytes: see Decoder
   // Rows [begin, end) of x [M, K], of y's dtype; fits[m]: whether row m is for tiles. least: that of the levels.
   void (*split)(const AmxRows&, int64_t begin, int64_t end, const void* x, int dtype, float least, char* fits);
   // Columns of stripes [begin, end) of y = x w^T + bias.
   // scratch: kBuffer bytes, then as many as scratch() says.
   void (*linear)(const Packed&, const AmxLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
                  uint8_t* scratch);
-  static int64_t scratch(const AmxRows& x) { return kBuffer + x.tiles * x.each * 2 * 64; }
+  static int64_t scratch(const AmxRows& x) { return kBuffer + x.tiles * x.each * 2 * 64 + (x.tiles + 1) / 2 * 4096; }
 };
 
 }  // namespace qk

@@ -155,7 +155,7 @@ struct Rows {
   }
 };
 
-constexpr int64_t kFewRows = 8;  // for which levels of several parts cost more to decode than tiles save; for float32 always
+constexpr int64_t kFewRows = 5;  // for which levels of several parts cost more to decode than tiles save; for float32 always
 
 // As lut_linear, by the matrix tiles of the processor; false where that takes longer, or where a level is not for them.
 bool by_tiles(const Weight& w, const float* bias, Rows rows) {

@@ -21,10 +21,11 @@ struct Usual {
 };
 
 // kStripes stripes in chunks: kBlocks sub-blocks of each are decoded into one half of a buffer while those of the other half
-// are multiplied. A unit is what Codes loads at a time.
+// are multiplied. A unit is what Codes loads at a time, or a slice of it where a chunk is shorter.
 template <class Form> struct Decoder {
   using C = Codes<Form::kBits>;
-  static constexpr int kStripes = Form::kStripes, kBlocks = Form::kBlocks, kUnits = kStripes * (kBlocks / C::kBlocks);
+  static constexpr int kStripes = Form::kStripes, kBlocks = Form::kBlocks, kSlice = kBlocks < C::kBlocks ? kBlocks : C::kBlocks;
+  static constexpr int kUnits = kStripes * (kBlocks / kSlice);
   static constexpr int kBytes = kBlocks * kStripes * Form::kBlockBytes;
   const C codes;
   const Form& form;
@@ -39,15 +40,17 @@ template <class Form> struct Decoder {
   uint8_t* half(int64_t chunk) const { return buffer + (chunk / kBlocks % 2 ? kBytes : 0); }
   // Unit `unit` of the chunk that starts with sub-block `chunk`, which goes to `to`.
   QK_HD void unit(int64_t chunk, int unit, uint8_t* to) const {
-    const int r = unit % kStripes, first = unit / kStripes * C::kBlocks;
+    const int r = unit % kStripes, first = unit / kStripes * kSlice;
     if (chunk + first >= blocks) return;
+    const int skip = int((chunk + first) % C::kBlocks);
     I words[1][C::kWords];
-    codes.load(stripe[r], chunk + first, words[0]);
-    for (int b = 0; b < C::kBlocks; b++)
+    codes.load(stripe[r], chunk + first - skip, words[0]);
+    for (int b = 0; b < kSlice; b++)
       for (int t = 0; t < 4; t++) codes.template prefetch<kStripes>(stripe[r], chunk + first + b, t);
     const auto table = form.table;  // in registers: what is stored could lie anywhere
     for (int f = 0; f < C::kBlocks; f += C::kSteps)  // the last ones may lie beyond the row, and are not used then
-      QK_UNROLL for (int s = 0; s < C::kSteps; s++) table.block(words, f, s, to + Form::at(first + f + s, r));
+      QK_UNROLL for (int s = 0; s < C::kSteps; s++)
+        if (kSlice == C::kBlocks || (f + s >= skip && f + s < skip + kSlice)) table.block(words, f, s, to + Form::at(first + f + s - skip, r));
   }
 };
 
