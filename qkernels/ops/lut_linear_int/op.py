@@ -131,7 +131,7 @@ def lut_linear_int(
         raise ValueError(f"lut_linear_int: bounds go with a float x, got {x.dtype}")
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear_int: x must have shape [..., K={k}], got {list(x.shape)}")
-    rows, rows_shape = x.reshape(-1, k).contiguous(), x.shape[:-1]
+    rows = x if x.dim() == 2 and x.is_contiguous() else x.reshape(-1, k).contiguous()
     named = {"step": step} | ({} if bias is None else {"bias": bias})
     if bounds is not None:
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
@@ -154,11 +154,11 @@ def lut_linear_int(
             raise ValueError(
                 f"lut_linear_int: {name} must have shape [1] or [P={len(step)}], got {list(named[name].shape)}"
             )
-    if len(devices := {t.device for t in (x, w.codes, *named.values())}) > 1:
-        raise ValueError(
-            f"lut_linear_int: all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}"
-        )
-    if backend is not None:
+    device = x.device
+    if any(t.device != device for t in (w.codes, *named.values())):
+        devices = ", ".join(sorted({str(t.device) for t in (x, w.codes, *named.values())}))
+        raise ValueError(f"lut_linear_int: all tensors must be on one device, got {devices}")
+    if backend is not None or not torch.compiler.is_compiling():  # a graph asks again at each call
         backend = backends.resolve("lut_linear_int", x, backend, _DTYPES)
     step, bias = step.detach().float().contiguous(), None if bias is None else bias.detach()
     if bits is None:
@@ -170,7 +170,8 @@ def lut_linear_int(
         options = {"signed": signed, "symmetric": symmetric, "name": "lut_linear_int"}
         grid = daq.integer_grid(*limits, step, bits=bits, **options)
     args = (w.codes, w.levels.detach(), w.scale.detach(), bias, w.bits, w.group_size, n, k, backend or "auto")
-    return _op(rows.detach(), *grid, *args).reshape(*rows_shape, n)
+    y = _op(rows.detach(), *grid, *args)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
 
 
 def linear(
