@@ -22,7 +22,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kTileRows = 9;  // of x, from where matrix tiles are faster
+constexpr int64_t kTileRows = 5;  // of x, from where matrix tiles are faster
 
 // What multiplies, and how it takes x, chosen at once. Without VNNI, AVX-512's kernels cannot run.
 struct Kernel {

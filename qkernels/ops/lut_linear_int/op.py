@@ -15,7 +15,7 @@ from qkernels.pack import LutWeight, matrix_shape
 from . import reference
 
 _DTYPES = (torch.int8, torch.uint8, *backends.FLOATS)  # of x
-FEW_ROWS = 8  # up to which, on AMX, lut_linear streams a weight from memory faster
+FEW_ROWS = 8
 _op = backends.define(
     "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor? lower, Tensor? upper, int by, Tensor codes, "
     "Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, SymInt n, SymInt k, str backend) -> Tensor",
@@ -202,11 +202,10 @@ def linear(
 
 def pays(x: Tensor, levels: Tensor, bits: int) -> bool:
     """Whether ``linear`` is faster for such an x [..., k] than its quantizer and ``lut_linear``, as it was timed."""
-    few, isa = math.prod(x.shape[:-1]) <= FEW_ROWS, torch.ops.qkernels_cpu.lut_linear_int_isa()
-    if isa == "amx":
-        return not few
+    if torch.ops.qkernels_cpu.lut_linear_int_isa() in ("amx", "avx512"):
+        return True
     # Without AVX-512 VNNI, two sums (POST) and products of more than 16 bits take as long as those of floats.
-    return few or isa == "avx512" or (bits <= 4 and reference.split(levels).b == 0)
+    return math.prod(x.shape[:-1]) <= FEW_ROWS or (bits <= 4 and reference.split(levels).b == 0)
 
 
 def refusal(levels: Tensor) -> str | None:
