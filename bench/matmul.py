@@ -66,6 +66,7 @@ def measure(
     On a GPU a time is that of one call in a CUDA graph, which goes over all copies of the weight.
 
     limit_us: reading w and x at that bandwidth, or the products at the rate of a large matmul, whichever takes longer.
+    That matmul is in x's dtype or in bfloat16, whichever is faster: matrix units multiply parts of what float32 holds.
     dtype int8: activations are integers and the weight POST's, of 1 and 8 bits LSQ's, and ``lut_linear_int`` multiplies
     them. Its peer is ``lut_linear`` with the same values in float32, as is the dense layer, and its limit that of the
     bandwidth.
@@ -81,7 +82,9 @@ def measure(
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     much = torch.ones((w.nbytes if hot else peers.BETWEEN) // 4, device=device)
-    square = torch.ones(side := 4096 if device == "cuda" else 768, side, device=device, dtype=dtype)
+    side = 4096 if device == "cuda" else 768
+    kinds = () if integers else {dtype, torch.bfloat16}
+    squares = {f"products in {d}": torch.ones(side, side, device=device, dtype=d) for d in kinds}
 
     def floats(i: int) -> Tensor:
         return qk.lut_linear(x, ours[i % len(ours)])
@@ -90,8 +93,7 @@ def measure(
         "ours": floats,
         "dense": lambda i: F.linear(x, dense[i % len(dense)]),
         "roof": lambda i: much.sum(),
-        "products": lambda i: square @ square,
-    }
+    } | {name: lambda i, square=square: square @ square for name, square in squares.items()}
     if integers:
         step = (x.abs().max() / 127).reshape(1)
         candidates |= {
@@ -105,7 +107,7 @@ def measure(
     nbytes = w.nbytes + x.nbytes + M * N * x.itemsize
     gbps = nbytes / mine.median / 1e3
     by_bytes = nbytes / much.nbytes * times["roof"].median
-    by_products = 0.0 if integers else M * N * K / side**3 * times["products"].median
+    by_products = 0.0 if integers else M * N * K / side**3 * min(times[name].median for name in squares)
     row = {
         "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name,
         "levels": levels, "device": device, "cache": cache,
