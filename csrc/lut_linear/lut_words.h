@@ -281,6 +281,9 @@ template <int p> struct Plane {
   }
 };
 
+// A word of which n columns are looked up: where that was faster than to leave it to the compiler.
+template <int n> QK_IN I kept(I word) { return QK_ISA == 512 && n == 8 ? in_register(word) : word; }
+
 // The codes of stripes. kBlocks sub-blocks are loaded at a time, as kWords words; sub-block b of them is split into
 // b = first + s, s < kSteps, because constants depend on s alone.
 template <int bits> struct Codes {
@@ -305,7 +308,7 @@ template <int bits> struct Codes {
           for (int r = 0; r < R; r++) body(half + i, r, Code{word[r], 8 * i});
       }
     } else {
-      for (int r = 0; r < R; r++) word[r] = words[r][first / kSteps * 4 + t];
+      for (int r = 0; r < R; r++) word[r] = kept<n>(words[r][first / kSteps * 4 + t]);
       QK_UNROLL for (int i = 0; i < n; i++)
         for (int r = 0; r < R; r++) body(i, r, Code{word[r], 4 * i + bits * s});
     }
@@ -343,7 +346,7 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
     I word[R];  // of nibbles: bits 0 to 2 are the code
     for (int r = 0; r < R; r++) {
       const I two = words[r][first / 2 * 4 + s / 2 * 4 + t], one = words[r][16 + first + t];
-      word[r] = choose(0x33333333u, right(two, s % 2 * 2), s < 2 ? left(one, 2 - s) : right(one, s - 2));
+      word[r] = kept<n>(choose(0x33333333u, right(two, s % 2 * 2), s < 2 ? left(one, 2 - s) : right(one, s - 2)));
     }
     QK_UNROLL for (int i = 0; i < n; i++)
       for (int r = 0; r < R; r++) body(i, r, Code{word[r], 4 * i});
