@@ -24,7 +24,7 @@ template <int bits> struct Lines {
   template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
     const auto code = [&](I line, int i) QK_INLINE_LAMBDA { return Code{line, bits == 8 ? 8 * i : 4 * i + bits * s}; };
     I line[n];
-    QK_UNROLL for (int g = 0; g < n; g++) line[g] = load_words(at(stripe, tile) + (first + g) * 64);
+    QK_UNROLL for (int g = 0; g < n; g++) line[g] = kept<kColumns>(load_words(at(stripe, tile) + (first + g) * 64));
 #if QK_ISA == 2  // line by line, for what codes of a word share fills the registers (see Halves)
     QK_UNROLL for (int g = 0; g < n; g++)
       QK_UNROLL for (int i = 0; i < kColumns; i++) body(i, g, code(line[g], i));
