@@ -265,7 +265,7 @@ template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
 // A sub-block is 32 columns: four octets, t = 0 to 3. Words of a plane of p < 8 bits hold an octet of 4 / p sub-blocks.
 template <int p> struct Plane {
   static constexpr int kBlocks = 8 / p;   // sub-blocks of a tile
-  static constexpr int kAhead = 2048;     // bytes: what was fastest of 512 to 8192 for several rows of x
+  static constexpr int kAhead = 2048;  // bytes: what was fastest of 512 to 8192 for several rows of x
   const uint8_t* first;
   int64_t stride;  // bytes of a stripe
   Plane(const uint8_t* codes, int64_t K) : first(codes), stride((K + 32 * kBlocks - 1) / (32 * kBlocks) * 512) {}
