@@ -63,17 +63,17 @@ def test_sums_are_within_twice_the_error_of_plain_pytorch(kind, bits, name, isa)
 @pytest.mark.parametrize("kind", ["LSQ", "DAQ"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_row_alone_has_its_bits_on_every_instruction_set_and_on_tiles_in_any_batch(bits, kind, dtype, isa):
-    """Of 2 bits only where it is multiplied in integers."""
-    names = [n for n in ALL if bits > 2 or (dtype != torch.float32 and n not in ("scalar", "avx2"))]
-    for N, K, P in SHAPES if names else ():
+    if bits == 2 and dtype == torch.float32:
+        return  # not in integers
+    for N, K, P in SHAPES:
         w, bias, x = weight(N, K, P, kind, bits), randn(N, seed=2), randn(40, K).to(dtype) * 3
         want = None
-        for name in names:
+        for name in ALL:
             isa(name)
             y = torch.cat([qk.lut_linear(row[None], w, bias, backend="cpu") for row in x[:8]])
             want = y if want is None else want
             assert torch.equal(y, want), name
-        if "amx" in names:
+        if "amx" in ALL:
             for M in (2, 3, 4, 5, 8) if dtype == torch.float32 or bits == 8 else (2, 3, 4):
                 assert torch.equal(qk.lut_linear(x[:M], w, bias, backend="cpu"), want[:M]), M
             if dtype == torch.float32:

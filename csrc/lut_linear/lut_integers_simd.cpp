@@ -179,10 +179,9 @@ template <int bits, int digits> struct Sums8 {
   }
   QK_HD F in_steps(I factor, const IntegerRows::Segment& segment) const {
     I digit[4];
-    for (int d = 0; d < 4; d++) {
-      digit[d] = all(0);
-      QK_UNROLL for (int p = 0; p < kPlaces && d < digits; p++) digit[d] = digit[d] + right_signed(sum[p][d], p * kApart);
-    }
+    for (I& d : digit) d = all(0);
+    QK_UNROLL for (int d = 0; d < digits; d++)
+      QK_UNROLL for (int p = 0; p < kPlaces; p++) digit[d] = digit[d] + right_signed(sum[p][d], p * kApart);
     return ::in_steps(digit, factor, segment);
   }
 };
@@ -250,7 +249,7 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
           sums.clear();
           segment++;
           if (stop == group_end) group_end += w.group, scale += kStripe;
-          stop = lower(lower((stop / 128 + 1) * 128, group_end), w.K);  // qk::segment_end, without its division
+          stop = lower((stop / 128 + 1) * 128, group_end);  // qk::segment_end, without its division
         }
       }
     }
@@ -261,9 +260,7 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
 void alone(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
   const auto of = [&](auto three, auto four) { (x.digits == 3 ? three : four)(w, levels, begin, end, x, bias, y); };
   switch (w.bits) {
-#if QK_ISA == 512
     case 2: return alone_by<2, 3>(w, levels, begin, end, x, bias, y);
-#endif
     case 3: return of(alone_by<3, 3>, alone_by<3, 4>);
     case 4: return of(alone_by<4, 3>, alone_by<4, 4>);
     case 8: return of(alone_by<8, 3>, alone_by<8, 4>);
@@ -275,4 +272,4 @@ void alone(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t 
 QK_NO_MORE
 #endif
 
-QK_KERNELS(LutIntegers, lut_integers, {split, alone, QK_ISA == 512 ? 2 : 3})
+QK_KERNELS(LutIntegers, lut_integers, {split, alone})

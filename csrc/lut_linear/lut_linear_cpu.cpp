@@ -157,12 +157,13 @@ struct Rows {
 
 constexpr int64_t kFewRows = 5;  // for which levels of several parts cost more to decode than tiles save; for float32 always
 
-// As lut_linear, by the matrix tiles of the processor; false where that takes longer, or where a level is not for them.
-bool by_tiles(const Weight& w, const float* bias, Rows rows) {
+// As lut_linear, by the matrix tiles of the processor; false where that takes longer for `of` rows, of which these are the ones that
+// are left, or where a level is not for them.
+bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
   const qk::LutAmx& amx = qk::lut_amx_kernels();
   if (rows.M == 1 || !amx.linear) return false;  // null if another thread has just chosen another instruction set
   const qk::AmxLevels levels(w.levels.data(), w.count);
-  if (!levels.fit || (levels.parts > 1 && (rows.dtype == 0 || rows.M <= kFewRows))) return false;
+  if (!levels.fit || (levels.parts > 1 && (rows.dtype == 0 || of <= kFewRows))) return false;
   static thread_local std::vector<uint8_t> memory;
   const int64_t K = w.packed.K, step = qk::AmxRows{nullptr, rows.M, K, 3 - rows.dtype}.held();
   for (int64_t m = 0; m < rows.M; m += step) {
@@ -189,7 +190,7 @@ void finish_by_tiles(const Weight& w, const float* bias, Rows& rows) {
   const Tensor x = torch::stable::new_empty(rows.x, {count, w.packed.K});
   Tensor y = torch::stable::new_empty(rows.y, {count, w.packed.N});
   for (int64_t i = 0; i < count; i++) memcpy(rows.at(x, i), rows.at(rows.x, rows.left[std::min<size_t>(i, rows.left.size() - 1)]), K);
-  if (!by_tiles(w, bias, {x, y})) return rows.finish(w, bias);
+  if (!by_tiles(w, bias, {x, y}, rows.M)) return rows.finish(w, bias);
   for (size_t i = 0; i < rows.left.size(); i++) memcpy(rows.at(rows.y, rows.left[i]), rows.at(y, i), N);
 }
 
@@ -201,9 +202,9 @@ int64_t integer_rows(const Weight& w, int dtype, bool tiles) {
 // As lut_linear in integers; false where that takes longer, or where levels or, of one, the row are not for them.
 bool by_integers(const Weight& w, const float* bias, Rows rows) {
   auto [kernels, tiles] = qk::integers_here();
-  if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits < (rows.dtype == 0 ? 3 : kernels->least))) return false;
+  if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits < (rows.dtype == 0 ? 3 : 2))) return false;
   const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
-  if (!levels.fit || (!levels.affine && !tiles)) return false;
+  if (!levels.fit || (!levels.affine && (!tiles || (rows.M == 1 && w.packed.bits == 2)))) return false;
   if (rows.M == 1 && levels.affine && w.packed.bits <= 4) tiles = nullptr;  // they would be nearly empty
   static thread_local std::vector<uint8_t> memory;
   const int digits = rows.dtype == 0 ? 4 : 3;
@@ -248,7 +249,7 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
       alone(w, x, b, {y.data_ptr(), qk::dtype_index(x)});
       return y;
     }
-    if (qk::isa() == qk::kAmx && by_tiles(w, b, {x, y})) return y;
+    if (qk::isa() == qk::kAmx && by_tiles(w, b, {x, y}, M)) return y;
   }
   Tensor y = torch::stable::new_empty(levels, {M, n});
   float* to = static_cast<float*>(y.data_ptr());

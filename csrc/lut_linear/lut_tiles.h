@@ -21,7 +21,7 @@ struct Usual {
 };
 
 // kStripes stripes in chunks: kBlocks sub-blocks of each are decoded into one half of a buffer while those of the other half
-// are multiplied. A unit is what Codes loads at a time, or a slice of it where a chunk is shorter.
+// are multiplied. A unit is what Codes loads at a time; where a chunk is shorter a slice of that, which is loaded for each slice.
 template <class Form> struct Decoder {
   using C = Codes<Form::kBits>;
   static constexpr int kStripes = Form::kStripes, kBlocks = Form::kBlocks, kSlice = kBlocks < C::kBlocks ? kBlocks : C::kBlocks;

@@ -98,7 +98,10 @@ int main() {
     }
     if (bits == 8) continue;
     integers<float>(bits, 18, 96, 96, 4, 1 + 0x1p-9f);
-    integers<bfloat>(bits, 18, 96, 96, 20, 1 + 0x1p-9f + 0x1p-17f);
+    for (int64_t M : {20, 33, 49}) {  // of three tiles of x and more sums wait in memory where a chunk ends within a segment
+      integers<bfloat>(bits, 18, 96, 96, M, 1 + 0x1p-9f + 0x1p-17f);
+      integers<bfloat>(bits, 35, 192, 96, M, 1 + 0x1p-9f);
+    }
     for (float factor : {1.0f, 1.1f}) {
       numbers<float>(bits, 33, 256, 128, 7, factor);
       numbers<half>(bits, 33, 256, 64, 9, factor);

@@ -43,7 +43,7 @@ struct Given {
   template <class T> std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr) const {
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
-    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4};
+    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
     const int64_t used = QK_ISA == 512 ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
@@ -96,7 +96,7 @@ struct Given {
         CHECK(bits_of(qk::to_float(t)) == bits_of(y[at * w.N + i]));
       }
     };
-    if (levels.affine && w.bits > 2)
+    if (levels.affine && w.bits > (kind<T> ? 1 : 2))
       for (int64_t m = 0; m < M; m++) check(product<T>(x.data() + m * w.K, 1, b, false), m, 0);
 #ifdef QK_TILES_IN_SOFTWARE
     const std::vector<float> y = product<T>(x.data(), M, b, true);

@@ -391,7 +391,7 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels that are no bfloat16 values and x
     in 16 bits: up to 5, and more). On these, products below 1e-27 may lose digits, or count as 0, beside larger ones.
 
-    On a CPU, one row of x and levels of 3 bits or more (with AVX-512 VNNI and x in 16 bits, of 2) that are evenly
+    On a CPU, one row of x and levels of 3 bits or more (of x in 16 bits, 2 bits or more) that are evenly
     spaced multiples of one number, at most 255 times it (LSQ, CPQ, DAQ), are multiplied in integers. With AMX so are
     more rows: in float32 all (512 and more: of levels that are bfloat16 values), in 16 bits up to 4 (8 of a W of 8
     bits); and there W may have 1 or 2 bits, and of up to 4 bits any levels of at most 127 times that number. Sums of up

@@ -15,7 +15,7 @@ from qkernels.pack import LutWeight, matrix_shape
 from . import reference
 
 _DTYPES = (torch.int8, torch.uint8, *backends.FLOATS)  # of x
-FEW_ROWS = 8  # of x
+FEW_ROWS = 8  # up to which integers always pay
 _op = backends.define(
     "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor? lower, Tensor? upper, int by, Tensor codes, "
     "Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, SymInt n, SymInt k, str backend) -> Tensor",
