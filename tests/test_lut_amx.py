@@ -55,14 +55,14 @@ def test_a_row_gives_the_same_bits_in_batches_of_2_to_5_and_of_more(levels, dtyp
 @pytest.mark.parametrize("M", [5, 6, 8])
 def test_rows_that_integers_leave_over_have_the_bits_of_their_batch(M):
     """Of 8 bits and three parts, where 5 rows and 6 have another order: it is that of all rows, not of what is left."""
-    w = make(300, 512, bits=8, P=300)
+    w = make(8192, 1024, bits=8, P=8192)
     w = LutWeight(w.codes, 3.0 * (torch.arange(256) - 128), w.scale, 8, w.group_size, w.shape)
-    x = 2.0**-9 * randn(M, 512)
+    x = 2.0**-9 * randn(M, 1024)
     x[:, 0] = 1  # beside it the others are too small for integers
     x = x.half()
     left = qk.lut_linear(x, w, backend="cpu")
     for kept in range(1, M):
-        mixed = torch.cat([x[:kept], randn(M - kept, 512).half()])
+        mixed = torch.cat([x[:kept], randn(M - kept, 1024).half()])
         assert torch.equal(qk.lut_linear(mixed, w, backend="cpu")[:kept], left[:kept]), kept
 
 
