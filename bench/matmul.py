@@ -82,9 +82,12 @@ def measure(
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     much = torch.ones((w.nbytes if hot else peers.BETWEEN) // 4, device=device)
-    side = 4096 if device == "cuda" else 768
+    sides = {
+        torch.bfloat16: 4096 if device == "cuda" else 2048,
+        torch.float32: 768,
+    }  # from where the rate is at its best
     kinds = () if integers else {dtype, torch.bfloat16}
-    squares = {f"products in {d}": torch.ones(side, side, device=device, dtype=d) for d in kinds}
+    squares = {f"products in {d}": torch.ones(sides[d], sides[d], device=device, dtype=d) for d in kinds}
 
     def floats(i: int) -> Tensor:
         return qk.lut_linear(x, ours[i % len(ours)])
@@ -107,7 +110,7 @@ def measure(
     nbytes = w.nbytes + x.nbytes + M * N * x.itemsize
     gbps = nbytes / mine.median / 1e3
     by_bytes = nbytes / much.nbytes * times["roof"].median
-    by_products = 0.0 if integers else M * N * K / side**3 * min(times[name].median for name in squares)
+    by_products = min((M * N * K / len(a) ** 3 * times[name].median for name, a in squares.items()), default=0.0)
     row = {
         "bits": bits, "group": group, "M": M, "N": N, "K": K, "dtype": name,
         "levels": levels, "device": device, "cache": cache,
