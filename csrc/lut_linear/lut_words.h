@@ -279,6 +279,11 @@ template <int p> struct Plane {
     if (offset >= stride) offset += (R - 1) * stride;
     for (int line = t; line < p; line += 4) __builtin_prefetch(first + stripe * stride + offset + line * 64, 0, to_l1 ? 3 : 1);
   }
+  // For kernels that read a stripe, one at a time, as fast as memory gives it.
+  QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const {
+    prefetch<1>(stripe, block, t);
+    prefetch<1, 8192, false>(stripe, block, t);
+  }
 };
 
 // A word of which n columns are looked up: where that was faster than to leave it to the compiler.
@@ -292,11 +297,7 @@ template <int bits> struct Codes {
   explicit Codes(const Packed& w) : plane(w.codes, w.K) {}
   QK_HD void load(int64_t stripe, int64_t block, I* words) const { plane.load(stripe, block, words); }
   template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.template prefetch<R>(stripe, block, t); }
-  // For kernels that read a stripe as fast as memory gives it.
-  QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const {
-    plane.template prefetch<1, bits < 4 ? 4096 : 2048>(stripe, block, t);
-    if constexpr (bits >= 4) plane.template prefetch<1, 8192, false>(stripe, block, t);
-  }
+  QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const { plane.prefetch_far(stripe, block, t); }
   // body(i, r, code) for the columns i < n of octet t of R stripes: the code is in the lowest bits. Up to 4 bits, that of
   // column i + 4 is 16 bits further up.
   template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
@@ -339,7 +340,7 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
     high.prefetch<R>(stripe, block, t);
   }
   QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const {
-    low.prefetch<1, 4096>(stripe, block, t);
+    low.prefetch_far(stripe, block, t);
     high.prefetch<1, 4096>(stripe, block, t);
   }
   template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
