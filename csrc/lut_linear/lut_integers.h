@@ -97,8 +97,7 @@ struct LutIntegers {
   // small or large that its step or its sums leave the range of float32, and in none most values are below 2**-7 of the largest.
   // Else it is zeros.
   void (*split)(const IntegerRows&, const IntegerLevels&, int64_t begin, int64_t end, const void* x, int dtype, char* fits);
-  // One row of x, not for tiles, affine levels of 3 bits or more, of three digits of 2 or more: columns of stripes [begin, end) of
-  // y = x w^T + bias. For fewer bits LutAlone's tables of nibbles are faster.
+  // One row of x, not for tiles, affine levels of 3 bits or more: columns of stripes [begin, end) of y = x w^T + bias.
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
 };
 
