@@ -82,10 +82,8 @@ def measure(
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     much = torch.ones((w.nbytes if hot else peers.BETWEEN) // 4, device=device)
-    sides = {
-        torch.bfloat16: 4096 if device == "cuda" else 2048,
-        torch.float32: 768,
-    }  # from where the rate is at its best
+    # Sides from which the rate of a product is at its best.
+    sides = {torch.bfloat16: 4096 if device == "cuda" else 2048, torch.float32: 768}
     kinds = () if integers else {dtype, torch.bfloat16}
     squares = {f"products in {d}": torch.ones(sides[d], sides[d], device=device, dtype=d) for d in kinds}
 

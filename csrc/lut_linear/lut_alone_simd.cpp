@@ -109,7 +109,7 @@ template <int bits> struct Nibbles {
       for (int half = 0; half < 2; half++, groups += 2) {
         for (int t = 0; t < 4; t++, tables += 8 * kLanes) {
           I word[R];
-          for (int r = 0; r < R; r++) word[r] = in_register(words[r][4 * half + t]);
+          for (int r = 0; r < R; r++) word[r] = kept<8>(words[r][4 * half + t]);
           QK_UNROLL for (int i = 0; i < 8; i++) {
             const F sums = load(tables + i * kLanes);
             for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(word[r], 4 * i));

@@ -27,7 +27,6 @@ QK_IN I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 QK_IN I all(int32_t n) { return {_mm512_set1_epi32(n)}; }
 QK_IN F to_float(I a) { return _mm512_maskz_cvtepi32_ps(0xffff, a.v); }  // gcc 12 warns of the plain one
 QK_IN I load_words(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-QK_IN I in_register(I a) { asm("" : "+v"(a.v)); return a; }
 QK_IN void store_words(uint8_t* p, I a) { _mm512_store_si512(p, a.v); }
 QK_IN I repeat(I a, int word) { return {word ? _mm512_shuffle_epi32(a.v, _MM_PERM_DDBB) : _mm512_shuffle_epi32(a.v, _MM_PERM_CCAA)}; }
 QK_IN I left_by(I a, int even, int odd) {
@@ -60,7 +59,6 @@ QK_IN I load_words(const uint8_t* p) {
   const __m256i* from = reinterpret_cast<const __m256i*>(p);
   return {{_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)}};
 }
-QK_IN I in_register(I a) { asm("" : "+x"(a.v[0]), "+x"(a.v[1])); return a; }
 QK_IN void store_words(uint8_t* p, I a) {
   __m256i* to = reinterpret_cast<__m256i*>(p);
   _mm256_store_si256(to, a.v[0]), _mm256_store_si256(to + 1, a.v[1]);
@@ -97,7 +95,6 @@ QK_IN I all(int32_t n) QK_LANES(I, .v[i] = uint32_t(n))
 QK_IN F to_float(I a) QK_LANES(F, .v[i] = float(int32_t(a.v[i])))
 QK_IN I load_words(const uint8_t* p)
     QK_LANES(I, .v[i] = uint32_t(p[4 * i]) | uint32_t(p[4 * i + 1]) << 8 | uint32_t(p[4 * i + 2]) << 16 | uint32_t(p[4 * i + 3]) << 24)
-QK_IN I in_register(I a) { return a; }
 QK_IN void store_words(uint8_t* p, I a) {
   for (int i = 0; i < kLanes; i++)
     for (int j = 0; j < 4; j++) p[4 * i + j] = uint8_t(a.v[i] >> 8 * j);
@@ -107,10 +104,9 @@ QK_IN uint32_t left_by(uint32_t a, int n) { return n < 0 ? a >> -n : a << n; }
 QK_IN I left_by(I a, int even, int odd) QK_LANES(I, .v[i] = left_by(a.v[i], i % 2 ? odd : even))
 QK_IN F of_row(F scale, F other, int g) QK_LANES(F, .v[i] = (i % 2 ? other : scale).v[g + i / 2 % 2 * 8])
 #endif
-// What some are: sixteen words from memory, and to memory at a multiple of 64; words kept in a register, where the compiler would
-// read them again for every shift; of each two words the first or second one, twice; words at even and odd places shifted left, or
-// right by what is negative (what is shifted out may come in again); and for a line (see Lines) of rows g and g + 8, the scale of
-// each element's row, from `scale` for the first words and `other` for the second ones.
+// What some are: sixteen words from memory, and to memory at a multiple of 64; of each two words the first or second one, twice;
+// words at even and odd places shifted left, or right by what is negative (what is shifted out may come in again); and for a line
+// (see Lines) of rows g and g + 8, the scale of each element's row, from `scale` for the first words and `other` for the second ones.
 
 // Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
 #if QK_ISA == 512
@@ -286,8 +282,14 @@ template <int p> struct Plane {
   }
 };
 
-// A word of which n columns are looked up: where that was faster than to leave it to the compiler.
-template <int n> QK_IN I kept(I word) { return QK_ISA == 512 && n == 8 ? in_register(word) : word; }
+// Words of which n columns are looked up: in registers, where gcc would read them from memory for every shift. For fewer columns, and
+// on AVX2, that was no faster.
+template <int n> QK_IN I kept(I words) {
+#if QK_ISA == 512
+  if constexpr (n == 8) asm("" : "+v"(words.v));
+#endif
+  return words;
+}
 
 // The codes of stripes. kBlocks sub-blocks are loaded at a time, as kWords words; sub-block b of them is split into
 // b = first + s, s < kSteps, because constants depend on s alone.
