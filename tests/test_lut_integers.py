@@ -61,7 +61,7 @@ def test_sums_are_within_twice_the_error_of_plain_pytorch(kind, bits, name, isa)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["LSQ", "DAQ"])
-@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_row_alone_has_its_bits_on_every_instruction_set_and_on_tiles_in_any_batch(bits, kind, dtype, isa):
     for N, K, P in SHAPES:
         w, bias, x = weight(N, K, P, kind, bits), randn(N, seed=2), randn(40, K).to(dtype) * 3

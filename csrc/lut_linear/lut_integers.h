@@ -97,7 +97,8 @@ struct LutIntegers {
   // small or large that its step or its sums leave the range of float32, and in none most values are below 2**-7 of the largest.
   // Else it is zeros.
   void (*split)(const IntegerRows&, const IntegerLevels&, int64_t begin, int64_t end, const void* x, int dtype, char* fits);
-  // One row of x, not for tiles, affine levels of 3 bits or more: columns of stripes [begin, end) of y = x w^T + bias.
+  // One row of x, not for tiles, affine levels of 2 bits or more: columns of stripes [begin, end) of y = x w^T + bias. For 1 bit
+  // LutAlone's tables of nibbles are faster.
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
 };
 

@@ -157,28 +157,27 @@ void split(const IntegerRows& rows, const IntegerLevels& levels, int64_t begin, 
 #if QK_ISA == 512
 template <int bits, int digits> struct Sums8 {
   static constexpr int kBytes = digits * 32;  // of a sub-block of x
-  static constexpr int kApart = bits == 8 ? 0 : 4;  // codes are multiplied where they lie: those of second quads so many bits up
-  I sum[2][digits];  // of first and second quads
+  // Codes are multiplied where they lie in a byte, and each place has its own sums; of 8 bits each half of an octet.
+  static constexpr int kPlaces = bits == 2 ? 4 : 2, kApart = bits == 8 ? 0 : 8 / kPlaces;  // bits
+  I sum[kPlaces][digits];
   QK_HD void clear() { for (auto& s : sum) for (I& d : s) d = all(0); }
   QK_HD void octet(const I (&words)[1][Codes<bits>::kWords], int first, int s, int t, const uint8_t* x) {
-    const auto add = [&](int q, I codes) QK_INLINE_LAMBDA {
-      QK_UNROLL for (int d = 0; d < digits; d++) {
-        int32_t four;
-        memcpy(&four, x + d * 32 + (2 * t + q) * 4, 4);
-        sum[q][d].v = _mm512_dpbusd_epi32(sum[q][d].v, codes.v, _mm512_set1_epi32(four));
-      }
+    const auto add = [&](int q, int place, I codes) QK_INLINE_LAMBDA {
+      QK_UNROLL for (int d = 0; d < digits; d++) sum[place][d] = add_products(sum[place][d], codes, x + d * 32 + (2 * t + q) * 4);
     };
     if constexpr (bits == 8) {
-      for (int q = 0; q < 2; q++) add(q, words[0][4 * q + t]);
+      for (int q = 0; q < 2; q++) add(q, q, words[0][4 * q + t]);
     } else {
       Codes<bits>::template octet<2>(words, first, s, t, [&](int q, int, Code code) QK_INLINE_LAMBDA {
-        add(q, masked(code.word, 0x01010101u * ((1u << bits) - 1) << code.shift));
+        add(q, code.shift / kApart, masked(code.word, 0x01010101u * ((1u << bits) - 1) << code.shift));
       });
     }
   }
   QK_HD F in_steps(I factor, const IntegerRows::Segment& segment) const {
     I digit[4];
-    for (int d = 0; d < 4; d++) digit[d] = d < digits ? sum[0][d] + right_signed(sum[1][d], kApart) : all(0);
+    for (I& d : digit) d = all(0);
+    QK_UNROLL for (int d = 0; d < digits; d++)
+      QK_UNROLL for (int p = 0; p < kPlaces; p++) digit[d] = digit[d] + right_signed(sum[p][d], p * kApart);
     return ::in_steps(digit, factor, segment);
   }
 };
@@ -257,6 +256,7 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
 void alone(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
   const auto of = [&](auto three, auto four) { (x.digits == 3 ? three : four)(w, levels, begin, end, x, bias, y); };
   switch (w.bits) {
+    case 2: return of(alone_by<2, 3>, alone_by<2, 4>);
     case 3: return of(alone_by<3, 3>, alone_by<3, 4>);
     case 4: return of(alone_by<4, 3>, alone_by<4, 4>);
     case 8: return of(alone_by<8, 3>, alone_by<8, 4>);

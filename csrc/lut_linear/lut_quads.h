@@ -19,6 +19,16 @@ template <int bits> struct Quads {
   }
 };
 
+#if QK_ISA == 512
+// sum + the products of the four bytes of each row, which are unsigned, and the four signed ones at x. In assembly, for x is an operand
+// in memory there: compilers load it first, and where another thread shares the core, it is instructions that take the time.
+QK_IN I add_products(I sum, I codes, const uint8_t* x) {
+  struct Four { uint8_t of[4]; };
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(codes.v), "m"(*reinterpret_cast<const Four*>(x)));
+  return sum;
+}
+#endif
+
 // Four bytes of a table for four codes: of up to 4 bits, sixteen entries; of 8, those below 32.
 #if QK_ISA == 512
 template <int bits> struct ByteTable {

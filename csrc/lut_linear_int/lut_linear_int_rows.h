@@ -11,10 +11,13 @@ namespace {
 #if QK_ISA == 512
 constexpr int kMost = 8, kDirect = 4, kQuads = 1;
 template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uint8_t* x) {
-  int32_t four;
-  memcpy(&four, x, 4);
-  const __m512i shared = _mm512_set1_epi32(four);
-  sum.v = x_signed ? _mm512_dpbusd_epi32(sum.v, w->v, shared) : _mm512_dpbusd_epi32(sum.v, shared, w->v);
+  if constexpr (x_signed) {
+    sum = add_products(sum, *w, x);
+  } else {
+    int32_t four;
+    memcpy(&four, x, 4);
+    sum.v = _mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(four), w->v);
+  }
 }
 #elif QK_ISA == 2
 constexpr int kMost = 4, kDirect = 2, kQuads = 4;

@@ -96,7 +96,7 @@ struct Given {
         CHECK(bits_of(qk::to_float(t)) == bits_of(y[at * w.N + i]));
       }
     };
-    if (levels.affine && w.bits > 2)
+    if (levels.affine && w.bits > 1)
       for (int64_t m = 0; m < M; m++) check(product<T>(x.data() + m * w.K, 1, b, false), m, 0);
 #ifdef QK_TILES_IN_SOFTWARE
     const std::vector<float> y = product<T>(x.data(), M, b, true);
