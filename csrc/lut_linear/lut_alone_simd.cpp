@@ -116,7 +116,7 @@ template <int bits> struct Nibbles {
           }
         }
         if (groups[1] && groups[0] >= 0)
-          for (int r = 0; r < R; r++) total[r] = fused(d[r], load(w.scale + (at(r) * w.G + groups[0]) * kStripe), total[r]), d[r] = F(0.0f);
+          for (int r = 0; r < R; r++) total[r] = fused(d[r], scale_of(w, at(r), groups[0]), total[r]), d[r] = F(0.0f);
       }
     }
     for (int r = 0; r < R && stripe + r < end; r++) write(w, stripe + r, total[r], bias, y, 0);
@@ -172,7 +172,7 @@ template <int bits, class Levels> struct Alone {
               d[g] = fused(table(code), load(from + i * kLanes), d[g]);
             });
             if (of[2]) {
-              const auto scale = [&](int g) { return g < 0 ? F(0.0f) : load(w.scale + (stripe * w.G + g) * kStripe); };
+              const auto scale = [&](int g) { return g < 0 ? F(0.0f) : scale_of(w, stripe, g); };
               const F one = scale(of[0]), other = scale(of[1]);
               for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(one, other, first + g), total[g]), d[g] = F(0.0f);
             }

@@ -224,7 +224,7 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
   for (int64_t stripe = begin; stripe < end; stripe++) {
     const IntegerRows::Segment* segment = x.segments;
     const uint8_t* from = x.data;
-    const float* scale = w.scale + stripe * w.G * kStripe;
+    int64_t group = 0;
     int64_t stop = qk::segment_end(0, w.group, w.K), group_end = w.group;
     F total(0.0f);
     I words[1][C::kWords];
@@ -241,10 +241,10 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
             sums.octet(words, first, s, t, from);
           }
           if ((block + 1) * kBlock < stop) continue;
-          total = fused(sums.in_steps(factor, *segment), load(scale), total);
+          total = fused(sums.in_steps(factor, *segment), scale_of(w, stripe, group), total);
           sums.clear();
           segment++;
-          if (stop == group_end) group_end += w.group, scale += kStripe;
+          if (stop == group_end) group_end += w.group, group++;
           stop = lower((stop / 128 + 1) * 128, group_end);  // qk::segment_end, without its division
         }
       }

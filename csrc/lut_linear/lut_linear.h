@@ -5,10 +5,24 @@
 
 namespace qk {
 
+// Values as their tensor has them; what reads them widens them.
+struct Scales {
+  const void* data = nullptr;
+  int dtype = 0;  // as Output has it
+  Scales() = default;
+  QK_HD Scales(const float* values) : data(values) {}
+  QK_HD Scales(const void* values, int dtype) : data(values), dtype(dtype) {}
+  QK_HD float operator[](int64_t i) const {
+    if (dtype == 0) return static_cast<const float*>(data)[i];
+    const uint16_t bits = static_cast<const uint16_t*>(data)[i];
+    return dtype == 1 ? to_float(half{bits}) : to_float(bfloat{bits});
+  }
+};
+
 struct Packed {
   const uint8_t* codes;  // the planes, one after another
   const float* levels;   // [256], padded with zeros: a code never reads beyond it
-  const float* scale;    // [N/16][G][16]
+  Scales scale;          // [N/16][G][16]
   int bits;              // 1, 2, 3, 4 or 8
   int64_t N, K;
   int64_t group;         // columns a scale: a multiple of 32, or K

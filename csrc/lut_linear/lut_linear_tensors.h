@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include "../common/tensors.h"
 #include "lut_linear.h"
 
 namespace qk {
@@ -16,13 +17,13 @@ inline torch::stable::Tensor float_tensor(const torch::stable::Tensor& t) {
 }
 
 struct __attribute__((visibility("hidden"))) PackedTensors {  // as Tensor is
-  torch::stable::Tensor scale;  // float32
+  torch::stable::Tensor scale;
   int count;                    // of levels
   Packed packed;
 
   PackedTensors(const torch::stable::Tensor& codes, const torch::stable::Tensor& levels, const torch::stable::Tensor& scales,
                 int64_t bits, int64_t group, int64_t n, int64_t k)
-      : scale(float_tensor(scales)), count(int(levels.numel())) {
+      : scale(scales.is_contiguous() ? scales : torch::stable::contiguous(scales)), count(int(levels.numel())) {
     using torch::headeronly::ScalarType;
     STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(), "codes must be uint8 and contiguous");
     STD_TORCH_CHECK(levels.scalar_type() == ScalarType::Float && levels.is_contiguous() && levels.numel() <= 256,
@@ -37,7 +38,7 @@ struct __attribute__((visibility("hidden"))) PackedTensors {  // as Tensor is
     STD_TORCH_CHECK(scale.numel() == stripes * kStripe * (k / group),
                     "scale must have ", stripes * kStripe * (k / group), " values for n=", n, " and k / group_size=", k / group, ", got ", scale.numel());
     packed = {static_cast<const uint8_t*>(codes.data_ptr()), static_cast<const float*>(levels.data_ptr()),
-              static_cast<const float*>(scale.data_ptr()), int(bits), n, k, group, k / group};
+              {scale.data_ptr(), dtype_index(scale, "scale")}, int(bits), n, k, group, k / group};
   }
 };
 

@@ -129,7 +129,7 @@ template <class Form> struct Stripes {
       }
       ended.flush(form);
       store_sums<n>(ended.sums[0][0]);
-      for (int r = 0; r < kStripes; r++) ended.scale[r] = load(w.scale + (decoder.stripe[r] * w.G + cut.group) * kStripe);
+      for (int r = 0; r < kStripes; r++) ended.scale[r] = scale_of(w, decoder.stripe[r], cut.group);
       ended.totals = totals + i * kStripes * form.x.each * kLanes;
       ended.note = form.note(i, cut.number), ended.next = 0, ended.end = kStripes * n;
       cut.number++;

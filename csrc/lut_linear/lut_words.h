@@ -364,6 +364,14 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
 // ---------------------------------------------------------------- sums
 QK_IN int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// The scale of each row of a stripe.
+QK_IN F scale_of(const Packed& w, int64_t stripe, int64_t group) {
+  const int64_t at = (stripe * w.G + group) * kStripe;
+  if (w.scale.dtype == 0) return load(static_cast<const float*>(w.scale.data) + at);
+  if (w.scale.dtype == 1) return load(static_cast<const qk::half*>(w.scale.data) + at);
+  return load(static_cast<const qk::bfloat*>(w.scale.data) + at);
+}
+
 // The segments of a row, one after another.
 struct Segment {
   int64_t most, end, group_end, group;  // columns, columns, columns, index
@@ -372,7 +380,7 @@ struct Segment {
     if (end == group_end) group_end += w.group, group++;
     end = lower(end + most, group_end);
   }
-  QK_HD F scale(const Packed& w, int64_t stripe) const { return load(w.scale + (stripe * w.G + group) * kStripe); }
+  QK_HD F scale(const Packed& w, int64_t stripe) const { return scale_of(w, stripe, group); }
 };
 
 // R stripes from `stripe` on, column after column: each(k, i, r, code) for column k + i of stripe r, k a multiple of 8 and
