@@ -13,6 +13,7 @@
 #include "../common/export.h"
 #include "../common/scratch.h"
 #include "../common/tensors.h"
+#include "../common/threads.h"
 #include "lut_linear_kernels.h"
 #include "lut_linear_tensors.h"
 
@@ -78,12 +79,13 @@ std::vector<uint32_t> in_pairs(const Tensor& x) {
   return out;
 }
 
-// body(begin, end): stripes, for M rows of x.
-template <class Body> void over_stripes(const Weight& w, int64_t M, Body body) {
+// start(), once in each thread, gives body(begin, end): stripes, for M rows of x.
+template <class Start> void over_stripes(const Weight& w, int64_t M, Start start) {
   constexpr int64_t kUnit = 4;  // stripes that a kernel may take at a time
   const int64_t all = stripes(w.packed.N);
-  torch::stable::parallel_for(0, (all + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (w.packed.K * M)),
-                              [&](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, all)); });
+  qk::balanced((all + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (w.packed.K * M)), [&] {
+    return [all, body = start()](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, all)); };
+  });
 }
 
 // y [n] = x w^T + bias for one row of x. Each thread spreads it, which takes less than to read what another core has written.
@@ -91,12 +93,12 @@ void alone(const Weight& w, const float* x, const float* bias, qk::Output y) {
   const qk::LutAlone& kernels = qk::lut_alone_kernels();
   int64_t floats = 0, numbers = 0;
   kernels.room(w.packed, &floats, &numbers);
-  over_stripes(w, 1, [&](int64_t begin, int64_t end) {
+  over_stripes(w, 1, [&] {
     static thread_local std::vector<uint8_t> memory;
     float* to = reinterpret_cast<float*>(qk::scratch(memory, (floats + numbers) * 4));
     int32_t* groups = reinterpret_cast<int32_t*>(to + floats);
     kernels.spread(w.packed, x, to, groups);
-    kernels.linear(w.packed, begin, end, to, groups, bias, y);
+    return [&, to, groups](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, to, groups, bias, y); };
   });
 }
 void alone(const Weight& w, const Tensor& x, const float* bias, qk::Output y) {
@@ -119,9 +121,10 @@ void by_rows(const Weight& w, const float* x, int64_t M, const float* bias, floa
   }
   const int64_t tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
   const std::vector<float> tiled = in_tiles(x, M, w.packed.K, T);
-  over_stripes(w, M, [&](int64_t begin, int64_t end) {
-    std::vector<float> sums(tiles * T * kernels.pair * qk::kStripe);
-    kernels.linear(w.packed, begin, end, tiled.data(), M, T, bias, y, sums.data());
+  over_stripes(w, M, [&] {
+    static thread_local std::vector<uint8_t> memory;
+    float* const sums = reinterpret_cast<float*>(qk::scratch(memory, tiles * T * kernels.pair * qk::kStripe * 4));
+    return [&, sums](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, tiled.data(), M, T, bias, y, sums); };
   });
 }
 
@@ -173,9 +176,10 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
     torch::stable::parallel_for(0, x.M, std::max<int64_t>(1, 32768 / K), [&](int64_t begin, int64_t end) {
       amx.split(x, begin, end, rows.at(rows.x, m), rows.dtype, levels.least(), fits.data());
     });
-    over_stripes(w, x.M, [&](int64_t begin, int64_t end) {
+    over_stripes(w, x.M, [&] {
       static thread_local std::vector<uint8_t> own;
-      amx.linear(w.packed, levels, begin, end, x, bias, rows.to(m), qk::scratch(own, qk::LutAmx::scratch(x)));
+      uint8_t* const scratch = qk::scratch(own, qk::LutAmx::scratch(x));
+      return [&, scratch](int64_t begin, int64_t end) { amx.linear(w.packed, levels, begin, end, x, bias, rows.to(m), scratch); };
     });
     rows.note(fits, m);
   }
@@ -221,10 +225,13 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
     if (rows.M == 1 && !fits[0]) return false;
     rows.note(fits, m);
     if (std::none_of(fits.begin(), fits.end(), [](char fit) { return fit; })) continue;
-    over_stripes(w, x.M, [&](int64_t begin, int64_t end) {
-      if (!tiles) return kernels->alone(w.packed, levels, begin, end, x, bias, rows.to(m));
+    over_stripes(w, x.M, [&] {
       static thread_local std::vector<uint8_t> own;
-      tiles(w.packed, levels, begin, end, x, bias, rows.to(m), qk::scratch(own, qk::LutIntegersAmx::scratch(x)));
+      uint8_t* const scratch = tiles ? qk::scratch(own, qk::LutIntegersAmx::scratch(x)) : nullptr;
+      return [&, scratch](int64_t begin, int64_t end) {
+        if (scratch) tiles(w.packed, levels, begin, end, x, bias, rows.to(m), scratch);
+        else kernels->alone(w.packed, levels, begin, end, x, bias, rows.to(m));
+      };
     });
   }
   finish_by_tiles(w, bias, rows);
@@ -256,7 +263,7 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   if (const auto pairs = qk::lut_pairs_kernels().linear; pairs && qk::isa() == qk::kAvx512Bf16 && bits <= 4 &&
       x.scalar_type() == ScalarType::BFloat16 && M <= qk::LutPairs::kRows && w.in_bfloat16()) {
     const std::vector<uint32_t> columns = in_pairs(x);
-    over_stripes(w, M, [&](int64_t begin, int64_t end) { pairs(w.packed, begin, end, columns.data(), M, b, to); });
+    over_stripes(w, M, [&] { return [&](int64_t begin, int64_t end) { pairs(w.packed, begin, end, columns.data(), M, b, to); }; });
   } else {
     const Tensor wide = qk::float_tensor(x);
     by_rows(w, static_cast<const float*>(wide.data_ptr()), M, b, to);

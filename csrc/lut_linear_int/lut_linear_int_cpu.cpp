@@ -12,6 +12,7 @@
 #include "../common/export.h"
 #include "../common/scratch.h"
 #include "../common/tensors.h"
+#include "../common/threads.h"
 #include "../daq/daq.h"
 #include "../lsq/lsq.h"
 #include "../lut_linear/lut_linear_tensors.h"
@@ -163,10 +164,12 @@ Tensor lut_linear_split(Tensor x, Tensor step, std::optional<Tensor> lower, std:
     qk::ByteRows rows = part(m, std::min(held, M - m));
     rows.place(qk::scratch(memory, rows.room()));
     arrange(static_cast<const uint8_t*>(x.data_ptr()) + m * k, rows, levels, w.bits);
-    torch::stable::parallel_for(0, (stripes + 1) / 2, std::max<int64_t>(1, 4096 / (k * rows.M)), [&](int64_t begin, int64_t end) {
+    qk::balanced((stripes + 1) / 2, std::max<int64_t>(1, 4096 / (k * rows.M)), [&] {
       static thread_local std::vector<uint8_t> own;
-      kernel.linear(w, levels, begin * 2, std::min(end * 2, stripes), rows, add, static_cast<float*>(y.data_ptr()) + m * n,
-                    qk::scratch(own, kernel.scratch(rows)));
+      uint8_t* const scratch = qk::scratch(own, kernel.scratch(rows));
+      return [&, scratch](int64_t begin, int64_t end) {
+        kernel.linear(w, levels, begin * 2, std::min(end * 2, stripes), rows, add, static_cast<float*>(y.data_ptr()) + m * n, scratch);
+      };
     });
   }
   return y;
