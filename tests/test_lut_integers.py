@@ -1,6 +1,8 @@
 """lut_linear in integers: levels that are multiples of one unit, as those of LSQ, CPQ and DAQ are. tests/test_native.py
 compares its kernels with their definition, to the bit."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,14 +151,18 @@ def test_scales_and_biases_that_are_not_finite_stay_in_their_rows(name, isa):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_threads_share_the_stripes_in_any_way(name, isa):
+@pytest.mark.parametrize("any_levels", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_threads_share_the_stripes_in_any_way(bits, any_levels, name, isa):
     isa(name)
-    w, x, threads = weight(500, 1024, 500), randn(6, 1024), torch.get_num_threads()
-    want = [qk.lut_linear(x[:M], w, backend="cpu") for M in (1, 6)]
+    w, x, threads = weight(500, 1024, 500, bits=bits), randn(9, 1024), torch.get_num_threads()
+    if any_levels:
+        w = dataclasses.replace(w, levels=randn(2**bits, seed=3))
+    want = [qk.lut_linear(x[:M].to(dtype), w, backend="cpu") for M in (1, 3, 9) for dtype in DTYPES]
     try:
         for n in (1, 2, 3, 7):
             torch.set_num_threads(n)
-            assert all(torch.equal(qk.lut_linear(x[: len(y)], w, backend="cpu"), y) for y in want)
+            assert all(torch.equal(qk.lut_linear(x[: len(y)].to(y.dtype), w, backend="cpu"), y) for y in want)
     finally:
         torch.set_num_threads(threads)
 

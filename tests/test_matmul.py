@@ -237,6 +237,26 @@ def test_low_precision_scales_are_taken_as_they_are(scale_dtype):
     assert torch.equal(qk.lut_linear(torch.eye(64), w), w.dequantize().T)
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("integers", [False, True])
+def test_the_dtype_of_scales_changes_no_bit(integers, dtype, name, isa):
+    """Whatever kernel multiplies: they read scales as they are."""
+    isa(name)
+    for bits in PLANES:
+        for P in (37, 37 * 4, 37 * 8):
+            w = make(37, 256, bits=bits, P=P, integers=integers)
+            scale = torch.rand(w.scale.shape) + 0.1
+            for scale_dtype in (torch.float16, torch.bfloat16):
+                low = dataclasses.replace(w, scale=scale.to(scale_dtype))
+                wide = dataclasses.replace(w, scale=low.scale.float())
+                assert torch.equal(qk.lut_dequantize(low), qk.lut_dequantize(wide))
+                for M in (1, 2, 5, 8, 20):
+                    x = randn(M, 256).to(dtype)
+                    got, want = (qk.lut_linear(x, v, backend="cpu") for v in (low, wide))
+                    assert torch.equal(got, want), (bits, P, scale_dtype, M)
+
+
 def test_leading_dimensions_and_layouts_of_x_are_free():
     w, bias = make(24, 64, P=24, integers=True), randint(24, seed=3)
     dense = w.dequantize()
