@@ -11,11 +11,11 @@ namespace qk {
 using torch::stable::Tensor;
 
 // Index into a table of kernels: 0 float32, 1 float16, 2 bfloat16.
-inline int dtype_index(const Tensor& x, const char* name = "x") {
+inline int dtype_index(const Tensor& x) {
   using torch::headeronly::ScalarType;
   const ScalarType t = x.scalar_type();
   STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16, 
-                  name, " must be float32, float16 or bfloat16, got a dtype of ", x.element_size(), " bytes");
+                  "x must be float32, float16 or bfloat16, got a dtype of ", x.element_size(), " bytes");
   return t == ScalarType::Float ? 0 : t == ScalarType::Half ? 1 : 2;
 }
 

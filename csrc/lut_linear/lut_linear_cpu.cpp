@@ -242,6 +242,7 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
                   int64_t group_size, int64_t n, int64_t k) {
   const Weight w(codes, levels, scale, bits, group_size, n, k);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
+  qk::dtype_index(x);
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
   const int64_t M = x.size(0);
   if (M == 0) return torch::stable::new_empty(x, {0, n});
@@ -250,7 +251,7 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
   if (!x.is_contiguous()) x = torch::stable::contiguous(x);
   if (M == 1 || qk::isa() == qk::kAmx) {
-    Tensor y = torch::stable::new_empty(x, {M, n});
+    Tensor y = qk::empty_on_cpu(x, M, n);
     if (by_integers(w, b, {x, y})) return y;
     if (M == 1 && w.is_finite()) {  // else what pads its wider tiles would be NaN
       alone(w, x, b, {y.data_ptr(), qk::dtype_index(x)});
@@ -258,7 +259,7 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
     }
     if (qk::isa() == qk::kAmx && by_tiles(w, b, {x, y}, M)) return y;
   }
-  Tensor y = torch::stable::new_empty(levels, {M, n});
+  Tensor y = qk::empty_on_cpu(levels, M, n);
   float* to = static_cast<float*>(y.data_ptr());
   if (const auto pairs = qk::lut_pairs_kernels().linear; pairs && qk::isa() == qk::kAvx512Bf16 && bits <= 4 &&
       x.scalar_type() == ScalarType::BFloat16 && M <= qk::LutPairs::kRows && w.in_bfloat16()) {

@@ -322,17 +322,15 @@ def _stripes(codes, scale, bits, n, k, elements) -> Iterator[tuple[slice, Tensor
 
 
 def _is_simple(x, codes, levels, scale, bias, n, k) -> bool:
-    """Whether the CPU's kernel can be called as it is, in a few checks: for one row of x, after a weight has gone
-    through the caches, what Python does on the way takes its time too."""
+    """Whether the CPU's kernel can be called as it is, which refuses an x that is not for it. In few checks:
+    for one row of x, after a weight has gone through the caches, what Python does on the way takes its time too."""
     return (
         _HAS_CPU
         and backends.is_plain(x)
         and x.is_cpu
-        and x.dim() == 2
-        and x.shape[1] == k
-        and x.dtype in backends.FLOATS
         and codes.is_cpu
-        and x.is_contiguous()
+        and x.dim() == 2
+        and x.numel() < _MANY_ROWS * k
         and (
             bias is None
             or (isinstance(bias, Tensor) and bias.is_cpu and bias.shape == (n,) and bias.is_floating_point())
@@ -363,7 +361,10 @@ def linear(
 ) -> Tensor:
     """``lut_linear`` on the fields of a LutWeight of n rows and k columns: what a module that holds them calls."""
     if backend is None and _is_simple(x, codes, levels, scale, bias, n, k):
-        return _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
+        try:
+            return _cpu_op(x, codes, levels, scale, bias, bits, group_size, n, k)
+        except RuntimeError:  # x is not for it: what follows says why, or finds another way
+            pass
     check_x("lut_linear", x)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear: x must have shape [..., K={k}], got {list(x.shape)}")
