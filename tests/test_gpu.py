@@ -1,5 +1,7 @@
 """What only a GPU can show; skipped without one. The generic tests of test_ops.py and test_matmul.py run there too."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -192,6 +194,22 @@ def test_a_row_gives_the_same_bits_in_any_batch_that_is_decoded(dtype, N, K, P):
         assert torch.equal(qk.lut_linear(x, w, backend="cuda"), together)
     for m in (0, 7, 8, 40, MOST_ROWS - 1):
         assert torch.equal(qk.lut_linear(x[m : m + 1], w, backend="cuda")[0], together[m])
+
+
+@pytest.mark.parametrize("backend", LUT)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16])
+def test_the_dtype_of_scales_changes_no_bit(scale_dtype, dtype, backend):
+    for bits in PLANES:
+        for P in (64, 64 * 4, 64 * 8):
+            w = make(64, 256, bits=bits, P=P).to("cuda")
+            low = dataclasses.replace(w, scale=w.scale.to(scale_dtype))
+            wide = dataclasses.replace(w, scale=low.scale.float())
+            assert torch.equal(qk.lut_dequantize(low, backend=backend), qk.lut_dequantize(wide, backend=backend))
+            for M in (1, 20, MOST_ROWS + 1):
+                x = randn(M, 256).to("cuda", dtype)
+                got, want = (qk.lut_linear(x, v, backend=backend) for v in (low, wide))
+                assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("backend", LUT)

@@ -196,8 +196,8 @@ __device__ __forceinline__ void fill_table(const Decode& d, int term, float unit
 }
 
 // T: of x and y. NT: 8-column tiles of x^T, tile_rows<BITS> rows of x each; 1 or 2, and 1 if FINE, else the registers do not suffice.
-// FINE: groups that are not multiples of 128 columns.
-template <class T, int BITS, int NT, bool FINE>
+// FINE: groups that are not multiples of 128 columns. S: of scales, float or T.
+template <class T, int BITS, int NT, bool FINE, class S>
 __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArgs args) {
   constexpr int kColumns = Codes<BITS>::kColumns, kLow = Codes<BITS>::kLow, kHigh = Codes<BITS>::kHigh;
   constexpr bool kPaired = is_paired<BITS>;
@@ -288,8 +288,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArg
             const uint32_t block = uint32_t(batch * (kColumns / 32) + part128 * 4 + i * (4 / kUnits) + (FINE ? second : 0));
             const uint32_t index = multiply_high(2 * block, args.group_inverse);
             const uint32_t group = index < args.last_group ? index : args.last_group;  // beyond K
-            s[i][0] = w.scale[scales + group * kStripe];
-            s[i][1] = w.scale[scales + group * kStripe + 8];
+            const S* of_rows = static_cast<const S*>(w.scale.data) + (scales + group * kStripe);
+            s[i][0] = to_float(of_rows[0]), s[i][1] = to_float(of_rows[8]);
           }
           float sum[NT][kHalves][4] = {};
           Words x[NT][kAtOnce];
@@ -413,7 +413,8 @@ cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
   constexpr int kRows = tile_rows<BITS> * NT;
   const Grid grid{unsigned((d.M + kRows - 1) / kRows), unsigned((args.stripes + d.plan.stripes - 1) / d.plan.stripes),
                   unsigned(d.plan.splits)};
-  const cudaError_t e = launch_shared(lut_decode_kernel<T, BITS, NT, FINE>, grid, kDecodeThreads, kDecodeShared, d.plan.early, stream, args);
+  const auto launch = [&](auto kernel) { return launch_shared(kernel, grid, kDecodeThreads, kDecodeShared, d.plan.early, stream, args); };
+  const cudaError_t e = d.w.scale.dtype ? launch(lut_decode_kernel<T, BITS, NT, FINE, T>) : launch(lut_decode_kernel<T, BITS, NT, FINE, float>);
   return e == cudaSuccess && d.plan.splits > 1 ? lut_reduce<T>(args, stream) : e;
 }
 

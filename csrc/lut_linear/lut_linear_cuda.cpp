@@ -64,7 +64,8 @@ void for_bits(int64_t bits, Body body) {
 Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
                   int64_t n, int64_t k, int64_t stripes, int64_t splits, int64_t warps, bool early) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const Product p(x, codes, levels, scale, bias, bits, group_size, n, k, splits);
+  const Tensor scales = scale.scalar_type() == x.scalar_type() ? scale : qk::float_tensor(scale);
+  const Product p(x, codes, levels, scales, bias, bits, group_size, n, k, splits);
   STD_TORCH_CHECK(stripes >= 1 && (n + 15) / 16 <= stripes * 65535, "stripes must be at least n / 16 / 65535, got ", stripes);
   STD_TORCH_CHECK(warps == 1 || warps == 2 || warps == 4 || warps == 8, "warps must be 1, 2, 4 or 8, got ", warps);
   const int64_t M = x.size(0), columns = qk::decode_columns(int(bits)), ld = (k + columns - 1) / columns * columns;
@@ -81,7 +82,7 @@ Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
 Tensor lut_prefill(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
                    int64_t n, int64_t k, int64_t splits, bool early) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const Product p(x, codes, levels, scale, bias, bits, group_size, n, k, splits);
+  const Product p(x, codes, levels, qk::float_tensor(scale), bias, bits, group_size, n, k, splits);
   STD_TORCH_CHECK(group_size == k || group_size % 64 == 0, "group_size must be a multiple of 64, or k=", k, ", got ", group_size);
   STD_TORCH_CHECK((n + 127) / 128 <= 65535, "n must be at most ", 65535 * 128, ", got ", n);
   if (x.size(0) == 0) return p.y;

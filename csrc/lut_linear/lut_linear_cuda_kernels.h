@@ -17,7 +17,7 @@ struct DecodePlan {
 };
 
 struct Decode {
-  Packed w;              // levels: [count]
+  Packed w;              // levels: [count]; scale: float32, or of x's dtype, but not for prefill
   int count;             // of levels
   const void* x;         // [M, ld], zero from K on; 16-byte aligned
   int64_t M, ld;         // ld: a multiple of decode_columns(bits), at least K

@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) lut_prefill_kernel(Prefill
         if (drain) {
           const uint32_t block = uint32_t(batch * (kColumns / 32) + pair * 2), index = multiply_high(2 * block, args.a.group_inverse);
           const uint32_t group = index < args.a.last_group ? index : args.a.last_group;  // beyond K
-          const float* scale = w.scale + (int64_t(there ? stripe : 0) * w.G + group) * kStripe + lane / 4;
+          const float* scale = static_cast<const float*>(w.scale.data) + (int64_t(there ? stripe : 0) * w.G + group) * kStripe + lane / 4;
           const float s[2] = {scale[0], scale[8]};
           products_wait<0>();
           pin(sum);

@@ -33,6 +33,7 @@ struct Weight {
   std::vector<int> code;  // [N, K]
   Memory<uint8_t> codes;
   Memory<float> levels, scale;
+  Memory<uint16_t> low;  // scale in 16 bits, which hold it exactly
 
   static int64_t plane_bytes(int64_t N, int64_t K, int p) { return ceil_div(N, 16) * ceil_div(K, 256 / p) * 512; }
   static int64_t bytes(int64_t N, int64_t K, int bits) { return bits == 3 ? plane_bytes(N, K, 2) + plane_bytes(N, K, 1) : plane_bytes(N, K, bits); }
@@ -47,7 +48,7 @@ struct Weight {
   // factor: of the levels, whose values are otherwise whole numbers from -2**(bits-1) on, in another order.
   Weight(int bits, int64_t N, int64_t K, int64_t group, float factor = 1)
       : bits(bits), N(N), K(K), group(group), G(K / group), stripes(ceil_div(N, 16)), code(N * K), codes(bytes(N, K, bits)),
-        levels(int64_t(1) << bits), scale(stripes * G * 16) {
+        levels(int64_t(1) << bits), scale(stripes * G * 16), low(stripes * G * 16) {
     std::mt19937 random(unsigned(bits * 1000 + N + K + group));
     std::memset(codes.get(), 0, codes.size);
     for (int i = 0; i < 1 << bits; i++) levels[i] = float((i * 5 + 3) % (1 << bits) - (1 << (bits - 1))) * factor;
@@ -59,7 +60,14 @@ struct Weight {
         else put_code(0, bits, n, k, c);
       }
   }
-  Packed packed() const { return {codes.get(), levels.get(), scale.get(), bits, N, K, group, G}; }
+  // scale_dtype: as Output has it.
+  Packed packed(int scale_dtype = 0) const {
+    for (int64_t i = 0; i < scale.size; i++) {
+      if (scale_dtype == 1) from_float(scale[i], reinterpret_cast<half*>(&low[i]));
+      if (scale_dtype == 2) from_float(scale[i], reinterpret_cast<bfloat*>(&low[i]));
+    }
+    return {codes.get(), levels.get(), scale_dtype ? Scales(low.get(), scale_dtype) : Scales(scale.get()), bits, N, K, group, G};
+  }
   float value(int64_t n, int64_t k) const {
     return levels[code[n * K + k]] * scale[(n / 16 * G + k / group) * 16 + n % 16] + 0.0f;
   }

@@ -10,7 +10,7 @@
 template <class T>
 static void run_dequantize(const Weight& w, int dtype) {
   Memory<T> out(w.N * w.K);
-  CHECK(lut_dequantize_any(w.packed(), int(w.levels.size), out.get(), dtype, nullptr) == cudaSuccess);
+  CHECK(lut_dequantize_any(w.packed(dtype), int(w.levels.size), out.get(), dtype, nullptr) == cudaSuccess);
   for (int64_t n = 0; n < w.N; n++)
     for (int64_t k = 0; k < w.K; k++) {
       T want;
@@ -29,7 +29,8 @@ static std::vector<float> decode(Launch launch, const Weight& w, const std::vect
   Memory<T> rows(M * ld), y(M * w.N);
   Memory<float> partial(plan.splits > 1 ? plan.splits * M * w.N : 0);
   for (int64_t i = 0; i < M * ld; i++) from_float(i % ld < w.K ? x[i / ld * w.K + i % ld] : 0.0f, &rows[i]);
-  launch({w.packed(), int(w.levels.size), rows.get(), M, ld, bias, y.get(), partial.get(), plan}, nullptr);
+  const int scale_dtype = M % 2 == 0 ? 0 : std::is_same_v<T, half> ? 1 : 2;
+  launch({w.packed(scale_dtype), int(w.levels.size), rows.get(), M, ld, bias, y.get(), partial.get(), plan}, nullptr);
   std::vector<float> out(M * w.N);
   for (int64_t i = 0; i < M * w.N; i++) {
     out[i] = to_float(y[i]);
