@@ -342,7 +342,7 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
     high.prefetch<R>(stripe, block, t);
   }
   QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const {
-    low.prefetch_far(stripe, block, t);
+    low.prefetch<1, 8192, false>(stripe, block, t);  // and to L1 as well: no faster here
     high.prefetch<1, 4096>(stripe, block, t);
   }
   template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
