@@ -128,8 +128,10 @@ def test_a_row_has_its_bits_in_any_batch_and_for_any_number_of_threads():
     for M in (1, 2, 4, 5, 9, 31):
         assert torch.equal(qk.lut_linear_int(x[:M], step[:M], w), whole[:M])
     try:
-        torch.set_num_threads(1)
-        assert torch.equal(qk.lut_linear_int(x, step, w), whole)
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            for M in (1, 4, 40):
+                assert torch.equal(qk.lut_linear_int(x[:M], step[:M], w), whole[:M])
     finally:
         torch.set_num_threads(threads)
 

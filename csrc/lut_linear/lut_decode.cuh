@@ -414,7 +414,8 @@ cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
   const Grid grid{unsigned((d.M + kRows - 1) / kRows), unsigned((args.stripes + d.plan.stripes - 1) / d.plan.stripes),
                   unsigned(d.plan.splits)};
   const auto launch = [&](auto kernel) { return launch_shared(kernel, grid, kDecodeThreads, kDecodeShared, d.plan.early, stream, args); };
-  const cudaError_t e = d.w.scale.dtype ? launch(lut_decode_kernel<T, BITS, NT, FINE, T>) : launch(lut_decode_kernel<T, BITS, NT, FINE, float>);
+  const cudaError_t e = d.w.scale.dtype ? launch(lut_decode_kernel<T, BITS, NT, FINE, T>)
+                                        : launch(lut_decode_kernel<T, BITS, NT, FINE, float>);
   return e == cudaSuccess && d.plan.splits > 1 ? lut_reduce<T>(args, stream) : e;
 }
 

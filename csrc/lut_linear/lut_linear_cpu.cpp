@@ -208,7 +208,7 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   auto [kernels, tiles] = qk::integers_here();
   if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits == 1)) return false;
   const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
-  if (!levels.fit || (!levels.affine && (!tiles || (rows.M == 1 && w.packed.bits == 2)))) return false;
+  if (!levels.fit || (!levels.affine && (!tiles || (rows.M == 1 && w.packed.bits == 2)))) return false;  // tables of nibbles are faster
   if (rows.M == 1 && levels.affine && w.packed.bits <= 4) tiles = nullptr;  // they would be nearly empty
   static thread_local std::vector<uint8_t> memory;
   const int digits = rows.dtype == 0 ? 4 : 3;

@@ -155,7 +155,7 @@ Tensor lut_linear_split(Tensor x, Tensor step, std::optional<Tensor> lower, std:
   const qk::ByteLevels levels(w.levels, static_cast<const float*>(odd.data_ptr()), tensors.count, int32_t(a), int32_t(b), w.bits,
                               x.scalar_type() == ScalarType::Char);
   STD_TORCH_CHECK(levels.fit, "even and odd must be whole and lie in [-16, 16], at most 32, or levels be evenly spaced and lie in [-255, 255]");
-  Tensor y = qk::empty_on_cpu(step, M, n);
+  Tensor y = torch::stable::new_empty(step, {M, n});
   const Kernel kernel = kernel_for(M, k, group_size);
   const int64_t stripes = (n + qk::kStripe - 1) / qk::kStripe;
   static thread_local std::vector<uint8_t> memory;
