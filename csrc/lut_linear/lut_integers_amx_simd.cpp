@@ -31,7 +31,7 @@ template <int bits, bool by_table> struct Integers : Usual {
   struct Note { const IntegerRows::Segment* first; int64_t next; };  // of the first tile's rows, and how far to those of the next
   const Bytes<bits, by_table> table;
   const IntegerRows& x;
-  const I factor;
+  const int32_t factor;
 
   int depth() const { return int(x.depth); }
   int x_bytes() const { return int(x.stride()); }
@@ -50,8 +50,8 @@ template <int bits, bool by_table> struct Integers : Usual {
 
   template <int digits> QK_HD void add_rows(const uint32_t (*sum)[16], F scale, const IntegerRows::Segment* segment, float* total) const {
     for (int64_t j = 0; j < x.each; j++, sum += digits, segment++, total += kLanes) {
-      I digit[4];
-      for (int d = 0; d < 4; d++) digit[d] = d < digits ? I{_mm512_load_si512(sum[d])} : all(0);
+      I digit[digits];
+      for (int d = 0; d < digits; d++) digit[d] = {_mm512_load_si512(sum[d])};
       store(total, fused(in_steps(digit, factor, *segment), scale, load(total)));
     }
   }
@@ -67,7 +67,7 @@ void stripes(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_
              uint8_t* scratch) {
   using Form = Integers<bits, by_table>;
   static_assert(Decoder<Form>::kBlocks == Form::kBlocks && 2 * Decoder<Form>::kBytes <= qk::LutIntegersAmx::kBuffer);
-  const Form form{{}, Bytes<bits, by_table>(levels), x, all(levels.factor)};
+  const Form form{{}, Bytes<bits, by_table>(levels), x, levels.factor};
   all_stripes(w, form, begin, end, bias, y, scratch, reinterpret_cast<float*>(scratch + qk::LutIntegersAmx::kBuffer));
 }
 

@@ -173,11 +173,12 @@ template <int bits, int digits> struct Sums8 {
       });
     }
   }
-  QK_HD F in_steps(I factor, const IntegerRows::Segment& segment) const {
-    I digit[4];
-    for (I& d : digit) d = all(0);
-    QK_UNROLL for (int d = 0; d < digits; d++)
-      QK_UNROLL for (int p = 0; p < kPlaces; p++) digit[d] = digit[d] + right_signed(sum[p][d], p * kApart);
+  QK_HD F in_steps(int32_t factor, const IntegerRows::Segment& segment) const {
+    I digit[digits];
+    QK_UNROLL for (int d = 0; d < digits; d++) {
+      digit[d] = sum[0][d];
+      QK_UNROLL for (int p = 1; p < kPlaces; p++) digit[d] = digit[d] + right_signed(sum[p][d], p * kApart);
+    }
     return ::in_steps(digit, factor, segment);
   }
 };
@@ -211,7 +212,7 @@ template <int bits, int> struct Sums8 {
       Codes<bits>::template octet<4>(words, first, s, t, [&](int, int, I code) QK_INLINE_LAMBDA { add(code); });
     }
   }
-  QK_HD F in_steps(I factor, const IntegerRows::Segment& segment) const { return ::in_steps(high, low, factor, segment); }
+  QK_HD F in_steps(int32_t factor, const IntegerRows::Segment& segment) const { return ::in_steps(high, low, factor, segment); }
 };
 #endif
 
@@ -220,7 +221,7 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
   using C = Codes<bits>;
   const C codes(w);
   const int64_t blocks = (w.K + kBlock - 1) / kBlock;
-  const I factor = all(levels.factor);
+  const int32_t factor = levels.factor;
   for (int64_t stripe = begin; stripe < end; stripe++) {
     const IntegerRows::Segment* segment = x.segments;
     const uint8_t* from = x.data;

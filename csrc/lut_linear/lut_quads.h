@@ -64,13 +64,14 @@ template <int bits> struct ByteTable {
 
 // A segment in units of the levels: upper and lower halves of integers, summed and multiplied as codes are (see IntegerLevels). What
 // the lower ones carry over goes to the upper ones, so that the same integer gives the same bits, however it was halved.
-QK_IN F in_steps(I high, I low, I factor, const qk::IntegerRows::Segment& s) {
-  high = high * factor + all(s.high), low = low * factor + all(s.low);
+QK_IN F in_steps(I high, I low, int32_t factor, const qk::IntegerRows::Segment& s) {
+  if (factor != 1) high = high * all(factor), low = low * all(factor);  // LSQ's and CPQ's is 1
+  high = high + all(s.high), low = low + all(s.low);
   high = high + right_signed(low, 16);
   return fused(to_float(high), F(65536.0f), to_float(masked(low, 0xffff))) * F(s.step);
 }
-QK_IN F in_steps(const I* digit, I factor, const qk::IntegerRows::Segment& s) {  // the sums of each digit
-  return in_steps(left(digit[3], 8) + digit[2], left(digit[1], 8) + digit[0], factor, s);
+template <int digits> QK_IN F in_steps(const I (&sum)[digits], int32_t factor, const qk::IntegerRows::Segment& s) {  // of each digit
+  return in_steps(digits == 4 ? left(sum[digits - 1], 8) + sum[2] : sum[2], left(sum[1], 8) + sum[0], factor, s);
 }
 
 }  // namespace
