@@ -3,8 +3,9 @@
 // The order of every sum, on every instruction set: eight sums for each row of the weight, one for each octet and word of a
 // line (see Lines). Their products are added one column after another, product and sum with one rounding, up to where a group
 // ends or 16 units of a line; that times its scale is added to a total in the same way; at the end the totals are added,
-// octets first; then the bias. Of 1 or 2 bits (2: unless integers are multiplied), where no group ends within a word of codes, instead one sum: of sums over the columns
-// of a nibble, each in order of its columns; it ends with a group or after 128 columns.
+// octets first; then the bias. Of 1 or 2 bits (evenly spaced levels of 2 bits are multiplied in integers), where no group ends within a
+// word of codes, instead one sum: of sums over the columns of a nibble, each in order of its columns; it ends with a group or after
+// 128 columns.
 #include "lut_words.h"
 
 namespace {
