@@ -196,7 +196,7 @@ __device__ __forceinline__ void fill_table(const Decode& d, int term, float unit
 }
 
 // T: of x and y. NT: 8-column tiles of x^T, tile_rows<BITS> rows of x each; 1 or 2, and 1 if FINE, else the registers do not suffice.
-// FINE: groups that are not multiples of 128 columns. S: of scales, float or T.
+// FINE: groups that are not multiples of 128 columns. S: of scales; float or, but not if FINE, whose loop is long as it is, T.
 template <class T, int BITS, int NT, bool FINE, class S>
 __global__ void __launch_bounds__(kDecodeThreads, 2) lut_decode_kernel(DecodeArgs args) {
   constexpr int kColumns = Codes<BITS>::kColumns, kLow = Codes<BITS>::kLow, kHigh = Codes<BITS>::kHigh;
@@ -414,8 +414,9 @@ cudaError_t lut_decode(const Decode& d, cudaStream_t stream) {
   const Grid grid{unsigned((d.M + kRows - 1) / kRows), unsigned((args.stripes + d.plan.stripes - 1) / d.plan.stripes),
                   unsigned(d.plan.splits)};
   const auto launch = [&](auto kernel) { return launch_shared(kernel, grid, kDecodeThreads, kDecodeShared, d.plan.early, stream, args); };
-  const cudaError_t e = d.w.scale.dtype ? launch(lut_decode_kernel<T, BITS, NT, FINE, T>)
-                                        : launch(lut_decode_kernel<T, BITS, NT, FINE, float>);
+  cudaError_t e;
+  if constexpr (FINE) e = launch(lut_decode_kernel<T, BITS, NT, FINE, float>);
+  else e = d.w.scale.dtype ? launch(lut_decode_kernel<T, BITS, NT, FINE, T>) : launch(lut_decode_kernel<T, BITS, NT, FINE, float>);
   return e == cudaSuccess && d.plan.splits > 1 ? lut_reduce<T>(args, stream) : e;
 }
 
@@ -428,8 +429,7 @@ cudaError_t lut_decode_rows(const Decode& d, cudaStream_t stream) {
 
 template <class T, int BITS>
 cudaError_t lut_decode_groups(const Decode& d, cudaStream_t stream) {
-  const bool fine = d.w.G > 1 && d.w.group % 128 != 0;
-  return fine ? lut_decode_rows<T, BITS, true>(d, stream) : lut_decode_rows<T, BITS, false>(d, stream);
+  return is_fine(d.w.group, d.w.K) ? lut_decode_rows<T, BITS, true>(d, stream) : lut_decode_rows<T, BITS, false>(d, stream);
 }
 
 // Every kernel of one width.

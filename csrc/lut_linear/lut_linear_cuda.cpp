@@ -64,7 +64,8 @@ void for_bits(int64_t bits, Body body) {
 Tensor lut_decode(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
                   int64_t n, int64_t k, int64_t stripes, int64_t splits, int64_t warps, bool early) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const Tensor scales = scale.scalar_type() == x.scalar_type() ? scale : qk::float_tensor(scale);
+  const bool as_it_is = scale.scalar_type() == x.scalar_type() && !qk::is_fine(group_size, k);
+  const Tensor scales = as_it_is ? scale : qk::float_tensor(scale);
   const Product p(x, codes, levels, scales, bias, bits, group_size, n, k, splits);
   STD_TORCH_CHECK(stripes >= 1 && (n + 15) / 16 <= stripes * 65535, "stripes must be at least n / 16 / 65535, got ", stripes);
   STD_TORCH_CHECK(warps == 1 || warps == 2 || warps == 4 || warps == 8, "warps must be 1, 2, 4 or 8, got ", warps);

@@ -17,7 +17,7 @@ struct DecodePlan {
 };
 
 struct Decode {
-  Packed w;              // levels: [count]; scale: float32, or of x's dtype, but not for prefill
+  Packed w;              // levels: [count]; scale: float32, or to decode groups that are not fine x's dtype
   int count;             // of levels
   const void* x;         // [M, ld], zero from K on; 16-byte aligned
   int64_t M, ld;         // ld: a multiple of decode_columns(bits), at least K
@@ -27,6 +27,8 @@ struct Decode {
   DecodePlan plan;
 };
 
+// Groups of which several may end within 128 columns.
+constexpr bool is_fine(int64_t group, int64_t K) { return group != K && group % 128 != 0; }
 // Columns that a warp decodes at a time: 1 to 4 loads of 512 bytes. With more the compiler collects loads until it spills.
 constexpr int decode_columns(int bits) { return bits == 8 ? 128 : 256; }
 // Group indices come from a multiplication, exact up to here (lut_decode.cuh).

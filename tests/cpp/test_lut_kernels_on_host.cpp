@@ -29,7 +29,8 @@ static std::vector<float> decode(Launch launch, const Weight& w, const std::vect
   Memory<T> rows(M * ld), y(M * w.N);
   Memory<float> partial(plan.splits > 1 ? plan.splits * M * w.N : 0);
   for (int64_t i = 0; i < M * ld; i++) from_float(i % ld < w.K ? x[i / ld * w.K + i % ld] : 0.0f, &rows[i]);
-  const int scale_dtype = M % 2 == 0 ? 0 : std::is_same_v<T, half> ? 1 : 2;
+  const bool wide = M % 2 == 0 || is_fine(w.group, w.K) || w.K == 32;  // of K = 32 kernels for fine groups are called
+  const int scale_dtype = wide ? 0 : std::is_same_v<T, half> ? 1 : 2;
   launch({w.packed(scale_dtype), int(w.levels.size), rows.get(), M, ld, bias, y.get(), partial.get(), plan}, nullptr);
   std::vector<float> out(M * w.N);
   for (int64_t i = 0; i < M * w.N; i++) {
