@@ -20,7 +20,7 @@ QK_IN F dot_pairs(F sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum.v, 
 
 // As `direct` in lut_linear_simd.cpp; x: pairs, [K rounded up to 32, / 2][M].
 template <int bits, int R, int M>
-void pairs(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, const float* bias, float* y) {
+void pairs(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, const float* bias, Output y) {
   uint16_t high[32];  // the upper half of each level; only the lowest bits of an index are the code
   for (int i = 0; i < 32; i++) high[i] = uint16_t(qk::bits_of(w.levels[i & ((1 << bits) - 1)]) >> 16);
   const __m512i table = _mm512_loadu_si512(high);
@@ -30,11 +30,11 @@ void pairs(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, cons
     for (int m = 0; m < M; m++) sums.d[r][m] = dot_pairs(sums.d[r][m], levels, _mm512_set1_epi32(int(x[(k / 2 + i) * M + m])));
   }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA { sums.end_segment(scale); });
   for (int r = 0; r < R && stripe + r < end; r++)
-    for (int m = 0; m < M; m++) finish(w, stripe + r, sums.total[r][m], bias, y + m * w.N);
+    for (int m = 0; m < M; m++) write(w, stripe + r, sums.total[r][m], bias, y, m);
 }
 
 template <int bits>
-void pairs_stripes(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, float* y) {
+void pairs_stripes(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, Output y) {
   const auto each = [&](int R, auto kernel) {
     for (; begin < end; begin += R) kernel(w, begin, end, x, bias, y);
   };
@@ -45,7 +45,7 @@ void pairs_stripes(const Packed& w, int64_t begin, int64_t end, const uint32_t* 
   }
 }
 
-void linear(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, float* y) {
+void linear(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, Output y) {
   switch (w.bits) {
     case 1: return pairs_stripes<1>(w, begin, end, x, M, bias, y);
     case 2: return pairs_stripes<2>(w, begin, end, x, M, bias, y);

@@ -46,7 +46,7 @@ struct LutKernels {
   // M > 1: columns of stripes [begin, end) of y [M, N] = x w^T + bias.
   // x: float32, in tiles of T rows, T <= tile: [M / T rounded up][K rounded up to 32][T], 0 where it is padded.
   // sums: scratch, [M rounded up to T][pair] vectors of 16 floats.
-  void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, float* y,
+  void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, Output y,
                  float* sums);
   int tile, pair;
 };
@@ -63,7 +63,7 @@ struct LutAlone {
 struct LutPairs {
   static constexpr int kRows = 4;
   // x: [K rounded up to 32, / 2][M]: of octet o, entry 4 o + i holds column 8 o + i, and column 8 o + i + 4 in its upper half.
-  void (*linear)(const Packed&, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, float* y);
+  void (*linear)(const Packed&, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, Output y);
 };
 
 // x as tiles of AMX-BF16 take it: a value is the sum of `parts` bfloat16 values, exactly (1, 2, 3 for bfloat16, float16, float32),

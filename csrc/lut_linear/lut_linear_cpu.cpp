@@ -14,6 +14,7 @@
 #include "../common/scratch.h"
 #include "../common/tensors.h"
 #include "../common/threads.h"
+#include "lut_linear_direct.h"
 #include "lut_linear_kernels.h"
 #include "lut_linear_tensors.h"
 
@@ -22,15 +23,16 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-struct Weight : qk::PackedTensors {
+struct Weight {
+  qk::Packed packed;
+  int count;  // of levels
   std::array<float, 256> levels{};
-  Weight(const Tensor& codes, const Tensor& table, const Tensor& scales, int64_t bits, int64_t group, int64_t n, int64_t k)
-      : PackedTensors(codes, table, scales, bits, group, n, k) {
-    std::copy_n(packed.levels, count, levels.begin());
+  Weight(const qk::Packed& w, int count) : packed(w), count(count) {
+    std::copy_n(w.levels, count, levels.begin());
     packed.levels = levels.data();
     packed.narrow = std::all_of(levels.begin(), levels.end(), [](float l) { return (qk::bits_of(l) & 0xffff) == 0; });
     const float base = levels[0], step = levels[1] - levels[0];
-    packed.uniform = bits == 8;
+    packed.uniform = packed.bits == 8;
     for (int c = 0; c < count; c++) packed.uniform &= std::fma(float(c), step, base) == levels[c];
     packed.base = base, packed.step = step;
   }
@@ -46,7 +48,8 @@ struct Weight : qk::PackedTensors {
 int64_t stripes(int64_t n) { return (n + qk::kStripe - 1) / qk::kStripe; }
 
 Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
-  const Weight w(codes, levels, scale, bits, group_size, n, k);
+  const qk::PackedTensors given(codes, levels, scale, bits, group_size, n, k);
+  const Weight w(given.packed, given.count);
   Tensor out = torch::stable::new_empty(levels, {n, k});
   float* to = static_cast<float*>(out.data_ptr());
   const auto kernel = qk::lut_kernels().dequantize;
@@ -56,23 +59,35 @@ Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, i
   return out;
 }
 
-// x [M, k] -> [M / T rounded up][k rounded up to 32][T], filled up with zeros.
-std::vector<float> in_tiles(const float* x, int64_t M, int64_t k, int64_t T) {
+// body of x's elements, as their type.
+template <class Body> void typed(const void* x, int dtype, Body body) {
+  if (dtype == 0) body(static_cast<const float*>(x));
+  else if (dtype == 1) body(static_cast<const qk::half*>(x));
+  else body(static_cast<const qk::bfloat*>(x));
+}
+
+void widen(const void* values, int dtype, int64_t count, float* to) {
+  typed(values, dtype, [&](auto* from) { std::transform(from, from + count, to, [](auto v) { return qk::to_float(v); }); });
+}
+
+// x [M, k] -> [M / T rounded up][k rounded up to 32][T] float32, filled up with zeros.
+std::vector<float> in_tiles(const void* x, int dtype, int64_t M, int64_t k, int64_t T) {
   const int64_t tiles = (M + T - 1) / T, padded = (k + 31) / 32 * 32;
   std::vector<float> out(tiles * padded * T);
-  torch::stable::parallel_for(0, padded / 32, std::max<int64_t>(1, 1024 / M), [&](int64_t begin, int64_t end) {
-    for (int64_t m = 0; m < M; m++) {
-      float* to = out.data() + m / T * padded * T + m % T;
-      for (int64_t i = begin * 32; i < std::min(end * 32, k); i++) to[i * T] = x[m * k + i];
-    }
+  typed(x, dtype, [&](auto* from) {
+    torch::stable::parallel_for(0, padded / 32, std::max<int64_t>(1, 1024 / M), [&](int64_t begin, int64_t end) {
+      for (int64_t m = 0; m < M; m++) {
+        float* to = out.data() + m / T * padded * T + m % T;
+        for (int64_t i = begin * 32; i < std::min(end * 32, k); i++) to[i * T] = qk::to_float(from[m * k + i]);
+      }
+    });
   });
   return out;
 }
 
 // x [M, k] bfloat16 -> as LutPairs takes it.
-std::vector<uint32_t> in_pairs(const Tensor& x) {
-  const int64_t M = x.size(0), k = x.size(1);
-  const uint16_t* from = static_cast<const uint16_t*>(x.data_ptr());
+std::vector<uint32_t> in_pairs(const void* x, int64_t M, int64_t k) {
+  const uint16_t* from = static_cast<const uint16_t*>(x);
   std::vector<uint32_t> out((k + 31) / 32 * 16 * M);
   for (int64_t m = 0; m < M; m++)
     for (int64_t i = 0; i < k; i++) out[(i / 8 * 4 + i % 4) * M + m] |= uint32_t(from[m * k + i]) << (i % 8 < 4 ? 0 : 16);
@@ -88,75 +103,74 @@ template <class Start> void over_stripes(const Weight& w, int64_t M, Start start
   });
 }
 
-// y [n] = x w^T + bias for one row of x. Each thread spreads it, which takes less than to read what another core has written.
-void alone(const Weight& w, const float* x, const float* bias, qk::Output y) {
+// Rows of x [M, K] and y [M, N], both of dtype, and those of them that are left for other kernels.
+struct Rows {
+  const void* x;
+  void* y;
+  int64_t M, K, N;
+  int dtype;  // as Output has it
+  std::vector<int64_t> left = {};
+  int64_t bytes() const { return dtype == 0 ? 4 : 2; }  // of a value
+  const uint8_t* from(int64_t m) const { return static_cast<const uint8_t*>(x) + m * K * bytes(); }
+  uint8_t* at(int64_t m) const { return static_cast<uint8_t*>(y) + m * N * bytes(); }
+  qk::Output to(int64_t m) const { return {at(m), dtype}; }
+  void note(const std::vector<char>& fits, int64_t first) {
+    for (size_t i = 0; i < fits.size(); i++)
+      if (!fits[i]) left.push_back(first + int64_t(i));
+  }
+  // run(rows): for those that are left, at least `least` of them, which are the last one again where there are fewer.
+  template <class Run> void finish(size_t least, Run run) const {
+    if (left.empty()) return;
+    const int64_t count = std::max(least, left.size());
+    std::vector<uint8_t> own(count * K * bytes()), out(count * N * bytes());
+    const Rows rows{own.data(), out.data(), count, K, N, dtype};
+    for (int64_t i = 0; i < count; i++) memcpy(&own[i * K * bytes()], from(left[std::min<size_t>(i, left.size() - 1)]), K * bytes());
+    run(rows);
+    for (size_t i = 0; i < left.size(); i++) memcpy(at(left[i]), rows.at(i), N * bytes());
+  }
+};
+
+// One row of x. Each thread spreads it, which takes less than to read what another core has written.
+void alone(const Weight& w, const float* bias, const Rows& rows) {
   const qk::LutAlone& kernels = qk::lut_alone_kernels();
+  std::vector<float> x(rows.K);
+  widen(rows.x, rows.dtype, rows.K, x.data());
   int64_t floats = 0, numbers = 0;
   kernels.room(w.packed, &floats, &numbers);
   over_stripes(w, 1, [&] {
     static thread_local std::vector<uint8_t> memory;
     float* to = reinterpret_cast<float*>(qk::scratch(memory, (floats + numbers) * 4));
     int32_t* groups = reinterpret_cast<int32_t*>(to + floats);
-    kernels.spread(w.packed, x, to, groups);
-    return [&, to, groups](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, to, groups, bias, y); };
+    kernels.spread(w.packed, x.data(), to, groups);
+    return [&, to, groups](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, to, groups, bias, rows.to(0)); };
   });
 }
-void alone(const Weight& w, const Tensor& x, const float* bias, qk::Output y) {
-  if (y.dtype == 0) return alone(w, static_cast<const float*>(x.data_ptr()), bias, y);
-  std::vector<float> wide(w.packed.K);
-  const auto widen = [&](auto* from) { std::transform(from, from + w.packed.K, wide.begin(), [](auto v) { return qk::to_float(v); }); };
-  y.dtype == 1 ? widen(static_cast<const qk::half*>(x.data_ptr())) : widen(static_cast<const qk::bfloat*>(x.data_ptr()));
-  alone(w, wide.data(), bias, y);
-}
 
-// y [M, n] = x w^T + bias, all float32.
-void by_rows(const Weight& w, const float* x, int64_t M, const float* bias, float* y) {
+// M > 1 rows, for a row alone is another kernel's.
+void by_rows(const Weight& w, const float* bias, const Rows& rows) {
   const qk::LutKernels& kernels = qk::lut_kernels();
-  if (M == 1) {  // twice: a row alone is another kernel's
-    std::vector<float> both(2 * w.packed.K), out(2 * w.packed.N);
-    std::copy_n(x, w.packed.K, std::copy_n(x, w.packed.K, both.data()));
-    by_rows(w, both.data(), 2, bias, out.data());
-    std::copy_n(out.data(), w.packed.N, y);
-    return;
-  }
-  const int64_t tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
-  const std::vector<float> tiled = in_tiles(x, M, w.packed.K, T);
+  const int64_t M = rows.M, tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
+  const std::vector<float> tiled = in_tiles(rows.x, rows.dtype, M, rows.K, T);
   over_stripes(w, M, [&] {
     static thread_local std::vector<uint8_t> memory;
     float* const sums = reinterpret_cast<float*>(qk::scratch(memory, tiles * T * kernels.pair * qk::kStripe * 4));
-    return [&, sums](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, tiled.data(), M, T, bias, y, sums); };
+    return [&, sums](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, tiled.data(), M, T, bias, rows.to(0), sums); };
   });
 }
+constexpr size_t kLeastRows = 2;  // for by_rows
 
-// Rows of x and y, and those of them that are left for other kernels.
-struct Rows {
-  const Tensor& x;
-  Tensor& y;
-  const int64_t M = x.size(0), bytes = x.element_size();
-  const int dtype = qk::dtype_index(x);
-  std::vector<int64_t> left = {};
-  static uint8_t* at(const Tensor& t, int64_t m) { return static_cast<uint8_t*>(t.data_ptr()) + m * t.size(1) * t.element_size(); }
-  qk::Output to(int64_t m) const { return {at(y, m), dtype}; }
-  void note(const std::vector<char>& fits, int64_t first) {
-    for (size_t i = 0; i < fits.size(); i++)
-      if (!fits[i]) left.push_back(first + int64_t(i));
-  }
-  void finish(const Weight& w, const float* bias) {
-    if (left.empty()) return;
-    const int64_t K = w.packed.K, N = w.packed.N;
-    const Tensor wide = torch::stable::contiguous(torch::stable::to(x, ScalarType::Float));
-    std::vector<float> from(left.size() * K), out(left.size() * N);
-    for (size_t i = 0; i < left.size(); i++) std::copy_n(static_cast<const float*>(wide.data_ptr()) + left[i] * K, K, &from[i * K]);
-    by_rows(w, from.data(), int64_t(left.size()), bias, out.data());
-    const auto write = [&](auto* to) {
-      for (size_t i = 0; i < left.size(); i++)
-        for (int64_t n = 0; n < N; n++) qk::from_float(out[i * N + n], to + left[i] * N + n);
-    };
-    if (dtype == 0) write(static_cast<float*>(y.data_ptr()));
-    else if (dtype == 1) write(static_cast<qk::half*>(y.data_ptr()));
-    else write(static_cast<qk::bfloat*>(y.data_ptr()));
-  }
-};
+// By products of pairs; false where they are not for the weight, or this many rows.
+bool by_pairs(const Weight& w, const float* bias, const Rows& rows) {
+  const auto linear = qk::lut_pairs_kernels().linear;
+  if (!linear || qk::isa() != qk::kAvx512Bf16 || w.packed.bits > 4 || rows.dtype != 2 || rows.M < 2 || rows.M > qk::LutPairs::kRows ||
+      !w.in_bfloat16())
+    return false;
+  const std::vector<uint32_t> columns = in_pairs(rows.x, rows.M, rows.K);
+  over_stripes(w, rows.M, [&] {
+    return [&](int64_t begin, int64_t end) { linear(w.packed, begin, end, columns.data(), rows.M, bias, rows.to(0)); };
+  });
+  return true;
+}
 
 constexpr int64_t kFewRows = 5;  // for which levels of several parts cost more to decode than tiles save; for float32 always
 
@@ -174,7 +188,7 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
     x.data = reinterpret_cast<uint16_t*>(qk::scratch(memory, x.values() * 2));
     std::vector<char> fits(x.M);
     torch::stable::parallel_for(0, x.M, std::max<int64_t>(1, 32768 / K), [&](int64_t begin, int64_t end) {
-      amx.split(x, begin, end, rows.at(rows.x, m), rows.dtype, levels.least(), fits.data());
+      amx.split(x, begin, end, rows.from(m), rows.dtype, levels.least(), fits.data());
     });
     over_stripes(w, x.M, [&] {
       static thread_local std::vector<uint8_t> own;
@@ -183,19 +197,8 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
     });
     rows.note(fits, m);
   }
-  rows.finish(w, bias);
+  rows.finish(kLeastRows, [&](const Rows& left) { by_rows(w, bias, left); });
   return true;
-}
-
-// The rows that are left, by the matrix tiles where they can be; one of them twice, for a row alone is another kernel's.
-void finish_by_tiles(const Weight& w, const float* bias, Rows& rows) {
-  if (rows.left.empty()) return;
-  const int64_t count = std::max<int64_t>(2, rows.left.size()), K = w.packed.K * rows.bytes, N = w.packed.N * rows.bytes;
-  const Tensor x = torch::stable::new_empty(rows.x, {count, w.packed.K});
-  Tensor y = torch::stable::new_empty(rows.y, {count, w.packed.N});
-  for (int64_t i = 0; i < count; i++) memcpy(rows.at(x, i), rows.at(rows.x, rows.left[std::min<size_t>(i, rows.left.size() - 1)]), K);
-  if (!by_tiles(w, bias, {x, y}, rows.M)) return rows.finish(w, bias);
-  for (size_t i = 0; i < rows.left.size(); i++) memcpy(rows.at(rows.y, rows.left[i]), rows.at(y, i), N);
 }
 
 // Rows of x up to which integers are faster than the other kernels: of 16 bits, than tiles of bfloat16.
@@ -220,7 +223,7 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
     x.place(qk::scratch(memory, x.room()));
     std::vector<char> fits(x.M);
     torch::stable::parallel_for(0, x.M, std::max<int64_t>(1, 32768 / x.K), [&](int64_t begin, int64_t end) {
-      kernels->split(x, levels, begin, end, rows.at(rows.x, m), rows.dtype, fits.data());
+      kernels->split(x, levels, begin, end, rows.from(m), rows.dtype, fits.data());
     });
     if (rows.M == 1 && !fits[0]) return false;
     rows.note(fits, m);
@@ -234,42 +237,42 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
       };
     });
   }
-  finish_by_tiles(w, bias, rows);
+  rows.finish(kLeastRows, [&](const Rows& left) {
+    if (!by_tiles(w, bias, left, rows.M)) by_rows(w, bias, left);
+  });
   return true;
+}
+
+// y = x w^T + bias, of M > 0 rows.
+void linear(const Weight& w, qk::Given given, Rows rows) {
+  std::vector<float> wide;  // bias
+  if (given.data && given.dtype) wide.resize(given.numel), widen(given.data, given.dtype, given.numel, wide.data());
+  const float* const bias = wide.empty() ? static_cast<const float*>(given.data) : wide.data();
+  const bool tiles = qk::isa() == qk::kAmx;
+  if ((rows.M == 1 || tiles) && by_integers(w, bias, rows)) return;
+  if (rows.M > 1) {
+    if ((tiles && by_tiles(w, bias, rows, rows.M)) || by_pairs(w, bias, rows)) return;
+    return by_rows(w, bias, rows);
+  }
+  if (w.is_finite()) return alone(w, bias, rows);
+  rows.left = {0};  // what pads that kernel's wider tiles would be NaN
+  rows.finish(kLeastRows, [&](const Rows& both) { by_rows(w, bias, both); });
 }
 
 Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::optional<Tensor> bias, int64_t bits,
                   int64_t group_size, int64_t n, int64_t k) {
-  const Weight w(codes, levels, scale, bits, group_size, n, k);
+  const qk::PackedTensors given(codes, levels, scale, bits, group_size, n, k);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
-  qk::dtype_index(x);
+  const int dtype = qk::dtype_index(x);
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
   const int64_t M = x.size(0);
   if (M == 0) return torch::stable::new_empty(x, {0, n});
-  std::optional<Tensor> wide_bias;
-  if (bias.has_value()) wide_bias = qk::float_tensor(*bias);
-  const float* b = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
+  if (bias.has_value()) bias = qk::float_tensor(*bias);
   if (!x.is_contiguous()) x = torch::stable::contiguous(x);
-  if (M == 1 || qk::isa() == qk::kAmx) {
-    Tensor y = qk::empty_on_cpu(x, M, n);
-    if (by_integers(w, b, {x, y})) return y;
-    if (M == 1 && w.is_finite()) {  // else what pads its wider tiles would be NaN
-      alone(w, x, b, {y.data_ptr(), qk::dtype_index(x)});
-      return y;
-    }
-    if (qk::isa() == qk::kAmx && by_tiles(w, b, {x, y}, M)) return y;
-  }
-  Tensor y = qk::empty_on_cpu(levels, M, n);
-  float* to = static_cast<float*>(y.data_ptr());
-  if (const auto pairs = qk::lut_pairs_kernels().linear; pairs && qk::isa() == qk::kAvx512Bf16 && bits <= 4 &&
-      x.scalar_type() == ScalarType::BFloat16 && M <= qk::LutPairs::kRows && w.in_bfloat16()) {
-    const std::vector<uint32_t> columns = in_pairs(x);
-    over_stripes(w, M, [&] { return [&](int64_t begin, int64_t end) { pairs(w.packed, begin, end, columns.data(), M, b, to); }; });
-  } else {
-    const Tensor wide = qk::float_tensor(x);
-    by_rows(w, static_cast<const float*>(wide.data_ptr()), M, b, to);
-  }
-  return x.scalar_type() == ScalarType::Float ? y : torch::stable::to(y, x.scalar_type());
+  Tensor y = torch::stable::new_empty(x, {M, n});
+  linear(Weight(given.packed, given.count), bias.has_value() ? qk::Given{bias->data_ptr(), n, 0} : qk::Given{},
+         {x.data_ptr(), y.data_ptr(), M, k, n, dtype});
+  return y;
 }
 
 QK_EXPORT(cpu, lut_dequantize, "(Tensor codes, Tensor levels, Tensor scale, int bits, int group_size, int n, int k) -> Tensor")
@@ -277,3 +280,17 @@ QK_EXPORT(cpu, lut_linear,
           "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")
 
 }  // namespace
+
+int qk_lut_linear(const qk_lut_linear_args* a) {
+  const auto given = [](const qk_values& v) { return qk::Given{v.data, v.numel, v.dtype}; };
+  try {
+    const qk::Packed packed = qk::checked_packed(given(a->codes), given(a->levels), given(a->scale), a->bits, a->group_size, a->n, a->k);
+    if (a->x.numel == 0 || a->x.numel % a->k != 0 || a->x.dtype > 2 || (a->bias.data && (a->bias.numel != a->n || a->bias.dtype > 2)))
+      return 0;
+    linear(Weight(packed, int(a->levels.numel)), given(a->bias),
+           {a->x.data, a->y, a->x.numel / a->k, a->k, a->n, a->x.dtype});
+    return 1;
+  } catch (...) {
+    return 0;
+  }
+}

@@ -21,7 +21,7 @@ constexpr int kTile = 4, kPair = 1;
 // R stripes from `stripe` on, times M activation rows, x [K][M]: from the words to the sums, all in registers. Those at
 // `end` and beyond are computed as the last one again, and not written.
 template <int bits, class Levels, int R, int M>
-void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, float* y) {
+void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const float* bias, Output y) {
   const Levels table(w);
   Sums<R, M> sums;
   over_columns<bits, R>(w, stripe, end, [&](int64_t k, int i, int r, Code code) QK_INLINE_LAMBDA {
@@ -29,7 +29,7 @@ void direct(const Packed& w, int64_t stripe, int64_t end, const float* x, const 
     for (int m = 0; m < M; m++) sums.d[r][m] = fused(level, F(x[(k + i) * M + m]), sums.d[r][m]);
   }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA { sums.end_segment(scale); });
   for (int r = 0; r < R && stripe + r < end; r++)
-    for (int m = 0; m < M; m++) finish(w, stripe + r, sums.total[r][m], bias, y + m * w.N);
+    for (int m = 0; m < M; m++) write(w, stripe + r, sums.total[r][m], bias, y, m);
 }
 
 // sums [M][R vectors] += (levels [columns][R vectors] times x [columns][M]) * scale.
@@ -62,7 +62,7 @@ template <int M> Tile tile_of(int64_t rows) {
 // kPair stripes as above, times M activation rows in tiles of T, x [M / T rounded up][K rounded up to 32][T].
 template <int bits, class Levels>
 void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
-                    float* y, float* sums) {
+                    Output y, float* sums) {
   constexpr int R = kPair;
   const Levels table(w);
   const int64_t padded = (w.K + kBlock - 1) / kBlock * kBlock, tiles = (M + T - 1) / T;
@@ -79,12 +79,12 @@ void shared(const Packed& w, int64_t stripe, int64_t end, const float* x, int64_
   });
   for (int64_t m = 0; m < M; m++)
     for (int r = 0; r < R && stripe + r < end; r++)
-      finish(w, stripe + r, load(sums + (m * R + r) * kLanes), bias, y + m * w.N);
+      write(w, stripe + r, load(sums + (m * R + r) * kLanes), bias, y, m);
 }
 
 template <int bits, class Levels>
 void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias,
-                    float* y, float* sums) {
+                    Output y, float* sums) {
   [[maybe_unused]] const auto each = [&](int R, auto kernel) {
     for (; begin < end; begin += R) kernel(w, begin, end, x, bias, y);
   };
@@ -138,7 +138,7 @@ void dequantize(const Packed& w, int64_t begin, int64_t end, float* out) {
   });
 }
 
-void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, float* y,
+void linear(const Packed& w, int64_t begin, int64_t end, const float* x, int64_t M, int64_t T, const float* bias, Output y,
             float* sums) {
   for_kind(w, [&](auto kind) QK_INLINE_LAMBDA {
     linear_stripes<kind.bits, typename decltype(kind)::Levels>(w, begin, end, x, M, T, bias, y, sums);

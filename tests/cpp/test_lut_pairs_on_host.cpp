@@ -69,8 +69,8 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
       pairs[(k / 8 * 4 + k % 4) * M + m] |= qk::bits_of(x[m * K + k]) >> 16 << (k % 8 < 4 ? 0 : 16);
   const Packed w{p.packed.data(), p.levels.data(), p.scale.data(), bits, N, K, group, K / group};
   const int64_t stripes = (N + 15) / 16;
-  qk::lut_pairs_avx512.linear(w, 0, stripes / 2, pairs.data(), M, bias.data(), y.data());
-  qk::lut_pairs_avx512.linear(w, stripes / 2, stripes, pairs.data(), M, bias.data(), y.data());
+  qk::lut_pairs_avx512.linear(w, 0, stripes / 2, pairs.data(), M, bias.data(), {y.data(), 0});
+  qk::lut_pairs_avx512.linear(w, stripes / 2, stripes, pairs.data(), M, bias.data(), {y.data(), 0});
   for (int64_t m = 0; m < M; m++)
     for (int64_t n = 0; n < N; n++) {
       double want = bias[n], size = 0;

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from qkernels import backends
 from qkernels.ops.function import autocast, call, no_autocast, once_differentiable
@@ -45,6 +45,8 @@ _dequantize_bwd = backends.define(
     fake=lambda g, codes, levels, scale, *sizes: _empty_table(levels, scale, *sizes[-3:-1]),
     package=__package__,
 )
+
+_direct = backends.direct("lut_linear")
 
 _CHUNK = 1 << 22  # elements of a float32 weight that exist at a time: 16 MiB
 _MANY_ROWS = 512  # of x, from where decoding the weight once and the library's matmul are faster than the packed kernel
@@ -157,8 +159,7 @@ def _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backe
     return y
 
 
-_HAS_CPU = "cpu" in backends.backends_of("lut_linear")
-if _HAS_CPU:
+if "cpu" in backends.backends_of("lut_linear"):
     _cpu_op = torch.ops.qkernels_cpu.lut_linear.default
 
     @backends.kernel("lut_dequantize", "cpu")
@@ -321,31 +322,6 @@ def _stripes(codes, scale, bits, n, k, elements) -> Iterator[tuple[slice, Tensor
         yield slice(start, stop), torch.cat([plane[part].flatten() for plane in stripes]), scale[part]
 
 
-def _is_simple(x, codes, levels, scale, bias, n, k) -> bool:
-    """Whether the CPU's kernel can be called as it is, which refuses an x that is not for it. In few checks:
-    for one row of x, after a weight has gone through the caches, what Python does on the way takes its time too."""
-    return (
-        _HAS_CPU
-        and backends.is_plain(x)
-        and x.is_cpu
-        and codes.is_cpu
-        and x.dim() == 2
-        and x.numel() < _MANY_ROWS * k
-        and (
-            bias is None
-            or (isinstance(bias, Tensor) and bias.is_cpu and bias.shape == (n,) and bias.is_floating_point())
-        )
-        and forward_ad._current_level < 0
-        and not torch.is_autocast_enabled("cpu")
-        and not (torch.is_grad_enabled() and _trains(x, levels, scale, bias))
-        and backends.asked() is None
-    )
-
-
-def _trains(x: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
-    return x.requires_grad or levels.requires_grad or scale.requires_grad or (bias is not None and bias.requires_grad)
-
-
 def linear(
     x: Tensor,
     codes: Tensor,
@@ -360,11 +336,10 @@ def linear(
     backend: str | None = None,
 ) -> Tensor:
     """``lut_linear`` on the fields of a LutWeight of n rows and k columns: what a module that holds them calls."""
-    if backend is None and _is_simple(x, codes, levels, scale, bias, n, k):
-        try:
-            return _cpu_op(x, codes, levels, scale, bias, bits, group_size, n, k)
-        except RuntimeError:  # x is not for it: what follows says why, or finds another way
-            pass
+    if backend is None and not is_compiling():
+        y = _direct(x, codes, levels, scale, bias, bits, group_size, n, k, _MANY_ROWS)
+        if y is not None:
+            return y
     check_x("lut_linear", x)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear: x must have shape [..., K={k}], got {list(x.shape)}")
@@ -377,7 +352,7 @@ def linear(
     if backend == "reference":
         return _reference_linear(x, codes, levels, scale, bias, bits, group_size, n, k)
     if backend is None:  # a graph asks again at each call
-        backend = "auto" if torch.compiler.is_compiling() else backends.resolve("lut_linear", x, None)
+        backend = "auto" if is_compiling() else backends.resolve("lut_linear", x, None)
     rows = (x if x.dim() == 2 else x.reshape(-1, k)).contiguous()
     y = call(_LutLinear, _linear, rows, codes, levels, scale, bias, bits, group_size, n, k, backend)
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
