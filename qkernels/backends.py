@@ -104,7 +104,7 @@ def direct(op: str) -> Callable:
     """``qkernels._C.<op>``: the CPU's kernel without torch's dispatcher, for tensors that nothing else looks at.
 
     It returns None where that does not hold, and always where there is no such function: the kernels were built for
-    another Python, or torch is one that it does not know.
+    another Python, or torch is one that it does not know. A ``_C`` that does not import is a broken build, and raises.
     """
     own = HAS_COMPILED and find_spec("qkernels._C") and getattr(import_module("qkernels._C"), op, None)
     return own or (lambda *args: None)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import gc
+import os
 import sys
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -23,7 +25,8 @@ from qkernels.testing.others import packed_weight as make
 from .isas import ALL
 
 pytestmark = pytest.mark.skipif(
-    "cpu" not in backends.backends_of("lut_linear"), reason="the compiled kernels are not built"
+    "cpu" not in backends.backends_of("lut_linear") or not find_spec("qkernels._C"),
+    reason="the compiled kernels are not built, or for another Python",
 )
 N, K = 48, 256
 
@@ -198,11 +201,20 @@ def test_gives_way_to_modes(x, w):
 
 
 def test_gives_way_to_a_profiler(x, w):
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         assert direct(x, w) is None
         qk.lut_linear(x, w)
     assert any("lut_linear" in event.name for event in profile.events())
     assert direct(x, w) is not None
+
+
+def test_other_observers_see_it(x, w, tmp_path):
+    observer = torch.profiler.ExecutionTraceObserver().register_callback(str(tmp_path / "trace.json"))
+    observer.start()
+    assert direct(x, w) is not None
+    observer.stop()
+    observer.unregister_callback()
+    assert "qkernels_cpu::lut_linear" in (tmp_path / "trace.json").read_text()
 
 
 def test_gives_way_to_a_trace(w):
@@ -237,6 +249,29 @@ def test_gives_way_to_autocast_and_the_environment(w, monkeypatch):
     assert direct(x, w) is None
     monkeypatch.delenv("QKERNELS_BACKEND")
     assert direct(x, w) is not None
+    monkeypatch.setattr(os, "environ", {"QKERNELS_BACKEND": "reference"})
+    assert direct(x, w) is None
+
+
+def test_what_an_object_calls_its_own_is_not_asked(x, w):
+    y = direct(x, w)
+    x.new_empty = x.is_neg = lambda *args: 1 / 0
+    assert torch.equal(direct(x, w), y)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_float16_keeps_its_small_values_where_the_processor_does_not(name, isa, w):
+    """Below 2**-14 they are denormal in float16 only. bfloat16's are so in float32 too."""
+    isa(name)
+    x, bias = torch.full((4, K), 3e-5).half(), torch.full((N,), 3e-5).half()
+    want = [qk.lut_linear(x[:M].float(), w, bias.float(), backend="reference") for M in (1, 2, 4)]
+    torch.set_flush_denormal(True)
+    try:
+        for M, value in zip((1, 2, 4), want, strict=True):
+            assert torch.allclose(direct(x[:M], w, bias).float(), value, rtol=1e-3, atol=1e-7)
+            assert torch.equal(direct(x[:M], w, bias), dispatched(x[:M], w, bias))
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_without_it_all_is_the_same(x, w, monkeypatch):

@@ -24,8 +24,9 @@ QK_HD float to_float(half h) {
 #else
   const uint32_t sign = uint32_t(h.bits & 0x8000u) << 16, rest = h.bits & 0x7fffu;
   if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // Inf, NaN
-  // 2**112 moves the exponent from float16's bias to float32's, and makes denormals normal; the product is exact
-  return from_bits(sign | bits_of(from_bits(rest << 13) * 5192296858534827628530496329220096.0f));
+  if (rest >= 0x400u) return from_bits(sign | ((rest << 13) + 0x38000000u));  // from float16's exponent bias to float32's
+  // Below 2**-14: 2**-14 with these bits added, less 2**-14; no float32 on the way is denormal, which a processor may count as 0.
+  return from_bits(sign | bits_of(from_bits(rest << 13 | 0x38800000u) - from_bits(0x38800000u)));
 #endif
 }
 

@@ -1,9 +1,10 @@
-// x times a packed weight, and the packed weight as floats. The Python side has checked shapes and devices.
+// x times a packed weight, and the packed weight as floats.
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
 #include <optional>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -118,7 +119,7 @@ struct Rows {
     for (size_t i = 0; i < fits.size(); i++)
       if (!fits[i]) left.push_back(first + int64_t(i));
   }
-  // run(rows): for those that are left, at least `least` of them, which are the last one again where there are fewer.
+  // run(rows) for those that are left, filled up to `least` rows by repeating the last one.
   template <class Run> void finish(size_t least, Run run) const {
     if (left.empty()) return;
     const int64_t count = std::max(least, left.size());
@@ -281,12 +282,26 @@ QK_EXPORT(cpu, lut_linear,
 
 }  // namespace
 
+namespace {
+
+// Shows the call to whatever records functions, by the name that it has by way of the dispatcher.
+struct Recorded {
+  AtenRecordFunctionHandle handle = nullptr;
+  Recorded() { aoti_record_function_start("qkernels_cpu::lut_linear", nullptr, nullptr, 0, &handle); }
+  Recorded(const Recorded&) = delete;
+  ~Recorded() { if (handle) aoti_record_function_end(handle); }
+};
+
+}  // namespace
+
 int qk_lut_linear(const qk_lut_linear_args* a) {
   const auto given = [](const qk_values& v) { return qk::Given{v.data, v.numel, v.dtype}; };
   try {
     const qk::Packed packed = qk::checked_packed(given(a->codes), given(a->levels), given(a->scale), a->bits, a->group_size, a->n, a->k);
     if (a->x.numel == 0 || a->x.numel % a->k != 0 || a->x.dtype > 2 || (a->bias.data && (a->bias.numel != a->n || a->bias.dtype > 2)))
       return 0;
+    if (!a->y) return 1;
+    const Recorded recorded;
     linear(Weight(packed, int(a->levels.numel)), given(a->bias),
            {a->x.data, a->y, a->x.numel / a->k, a->k, a->n, a->x.dtype});
     return 1;

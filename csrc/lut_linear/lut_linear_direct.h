@@ -14,7 +14,7 @@ struct qk_values {
 struct qk_lut_linear_args {
   qk_values x, codes, levels, scale, bias;  // x: [M, k]
   int64_t bits, group_size, n, k;
-  void* y;  // [M, n], of x's dtype
+  void* y;  // [M, n], of x's dtype; null: only say whether the others fit
 };
 
 // 1; or 0 where these do not fit each other, or there is no memory.

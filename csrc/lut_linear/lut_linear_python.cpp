@@ -18,8 +18,9 @@ struct Outside {
   const DLPackExchangeAPI* dlpack = nullptr;
   PyTypeObject *tensor, *parameter;
   std::array<PyObject*, 5> quiet;  // functions that return 0 or False while nothing looks on: modes, transforms, autocast, tracing
-  PyObject *grad_enabled, *requires_grad, *is_neg, *new_empty;
-  PyObject *environment, *backend_name;  // the dict behind os.environ
+  PyObject *grad_enabled, *requires_grad;
+  PyObject *is_neg, *new_empty;  // methods of Tensor
+  PyObject *os, *environ_name, *environ, *environment, *backend_name;  // the dict behind os.environ, as long as that is it
   PyObject *forward_ad, *level_name, *profiler, *profiling_name;  // dicts of modules, and what to read there
 };
 Outside torch_;
@@ -39,9 +40,10 @@ void find_outside() {
                          "_is_any_autocast_enabled", "_is_tracing"};
   for (size_t i = 0; i < torch_.quiet.size(); i++) torch_.quiet[i] = own(c.attr(quiet[i]));
   torch_.grad_enabled = own(torch.attr("is_grad_enabled"));
-  torch_.requires_grad = own(py::str("requires_grad")), torch_.is_neg = own(py::str("is_neg")), torch_.new_empty = own(py::str("new_empty"));
-  const py::object environment = import("os").attr("environ").attr("_data");
+  torch_.requires_grad = own(py::str("requires_grad")), torch_.is_neg = own(tensor.attr("is_neg")), torch_.new_empty = own(tensor.attr("new_empty"));
+  const py::object os = import("os"), environ = os.attr("environ"), environment = environ.attr("_data");
   if (!PyDict_CheckExact(environment.ptr())) throw py::type_error("another environment");
+  torch_.os = own(os.attr("__dict__")), torch_.environ_name = own(py::str("environ")), torch_.environ = own(environ);
   torch_.environment = own(environment), torch_.backend_name = own(py::bytes("QKERNELS_BACKEND"));
   torch_.forward_ad = own(import("torch.autograd.forward_ad").attr("__dict__")), torch_.level_name = own(py::str("_current_level"));
   torch_.profiler = own(import("torch.autograd.profiler").attr("__dict__")), torch_.profiling_name = own(py::str("_is_profiler_enabled"));
@@ -56,13 +58,15 @@ bool is_zero(PyObject* returned) {
   return zero;
 }
 
-// Whether no mode, transform, profiler, compiler or environment variable wants to know of this call.
+// Whether no mode, transform, autocast, trace, derivative, profiler of torch.profiler or environment variable asks for this call. Of
+// other profilers nothing can be read here: the kernel shows itself to them.
 bool is_quiet() {
   for (PyObject* f : torch_.quiet)
     if (!is_zero(PyObject_CallNoArgs(f))) return false;
   PyObject* const level = PyDict_GetItem(torch_.forward_ad, torch_.level_name);
   return level && PyLong_CheckExact(level) && PyLong_AsLong(level) < 0 &&
          PyDict_GetItem(torch_.profiler, torch_.profiling_name) == Py_False &&
+         PyDict_GetItem(torch_.os, torch_.environ_name) == torch_.environ &&
          !PyDict_GetItem(torch_.environment, torch_.backend_name);
 }
 
@@ -76,7 +80,7 @@ bool values_of(PyObject* o, qk_values* v, DLTensor* t) {
   const auto is = [&](int code, int bits) { return t->dtype.code == code && t->dtype.bits == bits && t->dtype.lanes == 1; };
   const int dtype = is(kDLFloat, 32) ? 0 : is(kDLFloat, 16) ? 1 : is(kDLBfloat, 16) ? 2 : is(kDLUInt, 8) ? 3 : -1;
   *v = {static_cast<const char*>(t->data) + t->byte_offset, numel, dtype};
-  return t->device.device_type == kDLCPU && t->data && dtype >= 0 && is_zero(PyObject_CallMethodNoArgs(o, torch_.is_neg));
+  return t->device.device_type == kDLCPU && t->data && dtype >= 0 && is_zero(PyObject_CallOneArg(torch_.is_neg, o));
 }
 
 bool trains(PyObject* o) { return !is_zero(PyObject_GetAttr(o, torch_.requires_grad)); }
@@ -98,7 +102,7 @@ PyObject* empty_like(PyObject* x, const DLTensor& shape, PyObject* n) {
     if (!(args[count] = PyLong_FromLongLong(shape.shape[count - 1]))) break;
   if (count == shape.ndim) {
     args[count] = n;
-    y = PyObject_VectorcallMethod(torch_.new_empty, args, count + 1, nullptr);
+    y = PyObject_Vectorcall(torch_.new_empty, args, count + 1, nullptr);
   }
   while (--count > 0) Py_DECREF(args[count]);
   return y;
@@ -123,7 +127,7 @@ PyObject* lut_linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
     for (int i : {kX, kLevels, kScale, kBias})
       if (i < tensors && trains(args[i])) Py_RETURN_NONE;
   if (a.k <= 0 || a.n <= 0 || x.ndim < 1 || x.ndim > kMostDims || x.shape[x.ndim - 1] != a.k || a.x.numel / a.k >= rows ||
-      (tensors > kBias && other.ndim != 1))
+      (tensors > kBias && other.ndim != 1) || !qk_lut_linear(&a))
     Py_RETURN_NONE;
   PyObject* const y = empty_like(args[kX], x, args[kN]);
   if (!y) return PyErr_Clear(), Py_NewRef(Py_None);  // which says so again

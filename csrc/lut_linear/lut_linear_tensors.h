@@ -22,7 +22,7 @@ inline torch::stable::Tensor float_tensor(const torch::stable::Tensor& t) {
   return torch::stable::contiguous(torch::stable::to(t, ScalarType::Float));
 }
 
-// A tensor of one dimension as far as packed weights ask.
+// A contiguous tensor: where it is, and how many values there are.
 struct Given {
   const void* data = nullptr;
   int64_t numel = 0;
