@@ -7,7 +7,6 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 #include <vector>
 #include "../common/bits.h"
@@ -15,13 +14,11 @@
 #include "../common/scratch.h"
 #include "../common/tensors.h"
 #include "../common/threads.h"
-#include "lut_linear_direct.h"
 #include "lut_linear_kernels.h"
 #include "lut_linear_tensors.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 struct Weight {
@@ -280,10 +277,6 @@ QK_EXPORT(cpu, lut_dequantize, "(Tensor codes, Tensor levels, Tensor scale, int 
 QK_EXPORT(cpu, lut_linear,
           "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, int n, int k) -> Tensor")
 
-}  // namespace
-
-namespace {
-
 // Shows the call to whatever records functions, by the name that it has by way of the dispatcher.
 struct Recorded {
   AtenRecordFunctionHandle handle = nullptr;
@@ -294,16 +287,14 @@ struct Recorded {
 
 }  // namespace
 
-int qk_lut_linear(const qk_lut_linear_args* a) {
-  const auto given = [](const qk_values& v) { return qk::Given{v.data, v.numel, v.dtype}; };
+int qk_lut_linear(const qk::LutLinearCall* a) {
   try {
-    const qk::Packed packed = qk::checked_packed(given(a->codes), given(a->levels), given(a->scale), a->bits, a->group_size, a->n, a->k);
+    const qk::Packed packed = qk::checked_packed(a->codes, a->levels, a->scale, a->bits, a->group_size, a->n, a->k);
     if (a->x.numel == 0 || a->x.numel % a->k != 0 || a->x.dtype > 2 || (a->bias.data && (a->bias.numel != a->n || a->bias.dtype > 2)))
       return 0;
     if (!a->y) return 1;
     const Recorded recorded;
-    linear(Weight(packed, int(a->levels.numel)), given(a->bias),
-           {a->x.data, a->y, a->x.numel / a->k, a->k, a->n, a->x.dtype});
+    linear(Weight(packed, int(a->levels.numel)), a->bias, {a->x.data, a->y, a->x.numel / a->k, a->k, a->n, a->x.dtype});
     return 1;
   } catch (...) {
     return 0;

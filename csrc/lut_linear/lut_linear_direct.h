@@ -2,22 +2,22 @@
 #pragma once
 #include <cstdint>
 
-extern "C" {
+namespace qk {
 
-// A contiguous tensor; none: data is null.
-struct qk_values {
-  const void* data;
-  int64_t numel;
-  int dtype;  // 0 float32, 1 float16, 2 bfloat16, 3 uint8
+// A contiguous tensor: where it is, and how many values there are; none: data is null.
+struct Given {
+  const void* data = nullptr;
+  int64_t numel = 0;
+  int dtype = 0;  // 0 float32, 1 float16, 2 bfloat16, 3 uint8, -1 another, or not contiguous
 };
 
-struct qk_lut_linear_args {
-  qk_values x, codes, levels, scale, bias;  // x: [M, k]
+struct LutLinearCall {
+  Given x, codes, levels, scale, bias;  // x: [M, k]
   int64_t bits, group_size, n, k;
   void* y;  // [M, n], of x's dtype; null: only say whether the others fit
 };
 
-// 1; or 0 where these do not fit each other, or there is no memory.
-__attribute__((visibility("default"))) int qk_lut_linear(const qk_lut_linear_args*);
+}  // namespace qk
 
-}
+// 1; or 0 where these do not fit each other, or there is no memory.
+extern "C" __attribute__((visibility("default"))) int qk_lut_linear(const qk::LutLinearCall*);

@@ -1,6 +1,5 @@
 // qkernels._C.lut_linear: the CPU's kernel on tensors that nothing but the kernel looks at. The way through torch's dispatcher, and
-// what Python asks before it, costs as much as a tenth of one row's product: what it runs over is no longer in the caches when a
-// weight has gone through them. Tensors are read by DLPack's C exchange API, which torch 2.10 and later have.
+// what Python asks before it, take their part of one row's product: none of it is in the caches when a weight has gone through them. Tensors are read by DLPack's C exchange API, which torch 2.10 and later have.
 #include <ATen/dlpack.h>
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -40,7 +39,8 @@ void find_outside() {
                          "_is_any_autocast_enabled", "_is_tracing"};
   for (size_t i = 0; i < torch_.quiet.size(); i++) torch_.quiet[i] = own(c.attr(quiet[i]));
   torch_.grad_enabled = own(torch.attr("is_grad_enabled"));
-  torch_.requires_grad = own(py::str("requires_grad")), torch_.is_neg = own(tensor.attr("is_neg")), torch_.new_empty = own(tensor.attr("new_empty"));
+  torch_.requires_grad = own(py::str("requires_grad"));
+  torch_.is_neg = own(tensor.attr("is_neg")), torch_.new_empty = own(tensor.attr("new_empty"));
   const py::object os = import("os"), environ = os.attr("environ"), environment = environ.attr("_data");
   if (!PyDict_CheckExact(environment.ptr())) throw py::type_error("another environment");
   torch_.os = own(os.attr("__dict__")), torch_.environ_name = own(py::str("environ")), torch_.environ = own(environ);
@@ -70,8 +70,8 @@ bool is_quiet() {
          !PyDict_GetItem(torch_.environment, torch_.backend_name);
 }
 
-// The values of a plain tensor on a CPU, if they are contiguous and of a dtype that qk_values knows.
-bool values_of(PyObject* o, qk_values* v, DLTensor* t) {
+// The values of a plain tensor on a CPU, if they are contiguous and of a dtype that Given names.
+bool values_of(PyObject* o, qk::Given* v, DLTensor* t) {
   if (Py_TYPE(o) != torch_.tensor && Py_TYPE(o) != torch_.parameter) return false;
   if (torch_.dlpack->dltensor_from_py_object_no_sync(o, t)) return PyErr_Clear(), false;
   int64_t numel = 1;
@@ -113,9 +113,9 @@ PyObject* empty_like(PyObject* x, const DLTensor& shape, PyObject* n) {
 PyObject* lut_linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   enum { kX, kCodes, kLevels, kScale, kBias, kBits, kGroup, kN, kK, kRows, kCount };
   if (count != kCount || !is_quiet()) Py_RETURN_NONE;
-  qk_lut_linear_args a{};
+  qk::LutLinearCall a{};
   int64_t rows = 0;
-  qk_values* const values[] = {&a.x, &a.codes, &a.levels, &a.scale, &a.bias};
+  qk::Given* const values[] = {&a.x, &a.codes, &a.levels, &a.scale, &a.bias};
   int64_t* const integers[] = {&a.bits, &a.group_size, &a.n, &a.k, &rows};
   const int tensors = args[kBias] == Py_None ? kBias : kBits;
   DLTensor x, other;
@@ -132,7 +132,7 @@ PyObject* lut_linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   PyObject* const y = empty_like(args[kX], x, args[kN]);
   if (!y) return PyErr_Clear(), Py_NewRef(Py_None);  // which says so again
   int done = 0;
-  if (qk_values to; values_of(y, &to, &other) && to.dtype == a.x.dtype && to.numel == a.x.numel / a.k * a.n) {
+  if (qk::Given to; values_of(y, &to, &other) && to.dtype == a.x.dtype && to.numel == a.x.numel / a.k * a.n) {
     a.y = const_cast<void*>(to.data);
     Py_BEGIN_ALLOW_THREADS
     done = qk_lut_linear(&a);

@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include "../common/tensors.h"
 #include "lut_linear.h"
+#include "lut_linear_direct.h"
 
 namespace qk {
 
@@ -21,13 +22,6 @@ inline torch::stable::Tensor float_tensor(const torch::stable::Tensor& t) {
   if (t.scalar_type() == ScalarType::Float && t.is_contiguous()) return t;
   return torch::stable::contiguous(torch::stable::to(t, ScalarType::Float));
 }
-
-// A contiguous tensor: where it is, and how many values there are.
-struct Given {
-  const void* data = nullptr;
-  int64_t numel = 0;
-  int dtype = 0;  // 0 float32, 1 float16, 2 bfloat16, 3 uint8, -1 another, or not contiguous
-};
 
 // The weight, if the parts fit each other.
 inline Packed checked_packed(Given codes, Given levels, Given scale, int64_t bits, int64_t group, int64_t n, int64_t k) {
