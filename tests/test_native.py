@@ -23,7 +23,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 CLANG = {  # what gcc is told by pragma
     "-DQK_ISA=0": [],
     "-DQK_ISA=2": AVX2,
-    "-DQK_ISA=512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
+    "-DQK_ISA=512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512vbmi"],
 }
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 UNOPTIMIZED = ["-O0", "-Wno-maybe-uninitialized"]  # where compiling takes longer than running
@@ -105,11 +105,18 @@ def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
     assert run("test_lut_pairs_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_ISA=512") == "0 failures\n"
 
 
+def test_tables_of_bytes_give_the_bits_of_the_other_tables(tmp_path):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if not set(flags.split()) >= AVX512 | {"avx512_vbmi"}:
+        pytest.skip("needs a CPU with AVX-512 VBMI")
+    assert run("test_lut_bytes_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_ISA=512") == "0 failures\n"
+
+
 def test_matrix_tiles_are_right_in_software_and_on_a_processor_that_has_them(tmp_path):
     """In software under the sanitizers; and to the bit what the instructions give, where there are such."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if not set(flags.split()) >= AVX512:
-        pytest.skip("needs a CPU with AVX-512")
+    if not set(flags.split()) >= AVX512 | {"avx512_vbmi"}:
+        pytest.skip("needs a CPU with AVX-512 VBMI")
     source, flags = "test_lut_amx_on_host.cpp", [*UNOPTIMIZED, "-DQK_ISA=512"]
     said = run(source, tmp_path, *SANITIZE, *flags, "-DQK_TILES_IN_SOFTWARE")
     assert said.startswith("0 failures\n")

@@ -41,7 +41,9 @@ qk::Isa find_best() {
   if (!has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"), true)) return qk::kScalar;
   if (has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512dq"),
           __builtin_cpu_supports("avx512vl")))
-    return !__builtin_cpu_supports("avx512bf16") ? qk::kAvx512 : may_use_amx() ? qk::kAmx : qk::kAvx512Bf16;
+    return !__builtin_cpu_supports("avx512bf16")                  ? qk::kAvx512
+           : __builtin_cpu_supports("avx512vbmi") && may_use_amx() ? qk::kAmx
+                                                                   : qk::kAvx512Bf16;
   return qk::kAvx2;
 #else
   return qk::kScalar;
@@ -88,11 +90,10 @@ QK_EXPORT(cpu, isas, "() -> str")
 
 qk::Isa qk::isa() { return Isa(current().load(std::memory_order_relaxed)); }
 
-bool qk::has_vnni() {
 #ifdef __x86_64__
-  static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("avx512vnni"));
-  return found;
+#define QK_HAS(name) static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports(name)); return found;
 #else
-  return false;
+#define QK_HAS(name) return false;
 #endif
-}
+bool qk::has_vnni() { QK_HAS("avx512vnni") }
+bool qk::has_vbmi() { QK_HAS("avx512vbmi") }

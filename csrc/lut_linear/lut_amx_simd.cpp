@@ -12,6 +12,8 @@
 #include "lut_linear.h"
 
 #if QK_ISA == 512
+QK_ALSO("avx512vbmi")  // which every processor with these tiles has
+#include "lut_bytes.h"
 #include "lut_parts.h"
 #include "lut_tiles.h"
 
@@ -56,7 +58,7 @@ template <int bits, class Levels, int parts> struct Pairs {
       });
   }
 };
-template <class Levels, int parts> struct Pairs<8, Levels, parts> {  // 8 bits: as floats first
+template <class Levels, int parts> struct Pairs<8, Levels, parts> {  // 8 bits, evenly spaced: as floats first
   Levels table;
   explicit Pairs(const Packed& w, const AmxLevels&) : table(w) {}
   QK_HD void block(const I (&words)[1][Codes<8>::kWords], int, int, uint8_t* to) const {
@@ -70,6 +72,28 @@ template <class Levels, int parts> struct Pairs<8, Levels, parts> {  // 8 bits: 
           low = low - F(_mm512_castsi512_ps(_mm512_and_si512(a, upper)));
           high = high - F(_mm512_castsi512_ps(_mm512_and_si512(b, upper)));
         }
+      }
+  }
+};
+
+template <int parts> struct Pairs<8, Table<8>, parts> {
+  ByteTable table[parts][2];
+  explicit Pairs(const Packed&, const AmxLevels& levels) {
+    uint8_t all[256];
+    for (int p = 0; p < parts; p++)
+      for (int b = 0; b < 2; b++) {
+        for (int i = 0; i < 256; i++) all[i] = uint8_t(levels.part[p][i] >> 8 * b);
+        table[p][b] = ByteTable(all);
+      }
+  }
+  QK_HD void block(const I (&words)[1][Codes<8>::kWords], int, int, uint8_t* to) const {
+    for (int p = 0; p < parts; p++)
+      for (int t = 0; t < 4; t++) {
+        const I first = words[0][t], second = words[0][4 + t];
+        const I a = table[p][0](first), b = table[p][1](first), c = table[p][0](second), d = table[p][1](second);
+        uint8_t* const pairs = to + p * kTileBytes + 4 * t * 64;
+        store_words(pairs, gathered<0>(a, b, c, d)), store_words(pairs + 64, gathered<1>(a, b, c, d));
+        store_words(pairs + 128, gathered<2>(a, b, c, d)), store_words(pairs + 192, gathered<3>(a, b, c, d));
       }
   }
 };
@@ -136,6 +160,7 @@ void linear(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end
 }
 
 }  // namespace
+QK_NO_MORE
 QK_KERNELS(LutAmx, lut_amx, {split, linear})
 #else
 QK_KERNELS(LutAmx, lut_amx, {})

@@ -130,7 +130,7 @@ struct Rows {
 
 // One row of x. Each thread spreads it, which takes less than to read what another core has written.
 void alone(const Weight& w, const float* bias, const Rows& rows) {
-  const qk::LutAlone& kernels = qk::lut_alone_kernels();
+  const qk::LutAlone& kernels = qk::lut_alone_of(w.packed);
   std::vector<float> x(rows.K);
   widen(rows.x, rows.dtype, rows.K, x.data());
   int64_t floats = 0, numbers = 0;
@@ -146,7 +146,7 @@ void alone(const Weight& w, const float* bias, const Rows& rows) {
 
 // M > 1 rows, for a row alone is another kernel's.
 void by_rows(const Weight& w, const float* bias, const Rows& rows) {
-  const qk::LutKernels& kernels = qk::lut_kernels();
+  const qk::LutKernels& kernels = qk::lut_kernels_of(w.packed);
   const int64_t M = rows.M, tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
   const std::vector<float> tiled = in_tiles(rows.x, rows.dtype, M, rows.K, T);
   over_stripes(w, M, [&] {
@@ -170,7 +170,8 @@ bool by_pairs(const Weight& w, const float* bias, const Rows& rows) {
   return true;
 }
 
-constexpr int64_t kFewRows = 5;  // for which levels of several parts cost more to decode than tiles save; for float32 always
+// Rows for which levels of several parts cost more to decode than tiles save; of float32 any number does.
+int64_t few_rows(const Weight& w, int dtype) { return dtype == 0 ? INT64_MAX : w.packed.bits == 8 ? 12 : 5; }
 
 // As lut_linear, by the matrix tiles of the processor; false where that takes longer for `of` rows, of which these are the ones that
 // are left, or where a level is not for them.
@@ -178,7 +179,7 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
   const qk::LutAmx& amx = qk::lut_amx_kernels();
   if (rows.M == 1 || !amx.linear) return false;  // null if another thread has just chosen another instruction set
   const qk::AmxLevels levels(w.levels.data(), w.count);
-  if (!levels.fit || (levels.parts > 1 && (rows.dtype == 0 || of <= kFewRows))) return false;
+  if (!levels.fit || (levels.parts > 1 && of <= few_rows(w, rows.dtype))) return false;
   static thread_local std::vector<uint8_t> memory;
   const int64_t K = w.packed.K, step = qk::AmxRows{nullptr, rows.M, K, 3 - rows.dtype}.held();
   for (int64_t m = 0; m < rows.M; m += step) {

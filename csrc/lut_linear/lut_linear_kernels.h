@@ -4,12 +4,24 @@
 #include "lut_linear.h"
 QK_DECLARE_KERNELS(LutKernels, lut)
 QK_DECLARE_KERNELS(LutAlone, lut_alone)
+QK_DECLARE_KERNELS(LutKernels, lut_bytes)
+QK_DECLARE_KERNELS(LutAlone, lut_bytes_alone)
 QK_DECLARE_KERNELS(LutPairs, lut_pairs)
 QK_DECLARE_KERNELS(LutAmx, lut_amx)
 QK_DECLARE_KERNELS(LutIntegers, lut_integers)
 QK_DECLARE_KERNELS(LutIntegersAmx, lut_integers_amx)
 
 namespace qk {
+
+// By tables of bytes where there are such: 8 bits, not evenly spaced.
+inline bool has_bytes(const Packed& w) { return w.bits == 8 && !w.uniform && isa() >= kAvx512 && has_vbmi(); }
+#ifdef __x86_64__
+inline const LutKernels& lut_kernels_of(const Packed& w) { return has_bytes(w) ? lut_bytes_avx512 : lut_kernels(); }
+inline const LutAlone& lut_alone_of(const Packed& w) { return has_bytes(w) ? lut_bytes_alone_avx512 : lut_alone_kernels(); }
+#else
+inline const LutKernels& lut_kernels_of(const Packed&) { return lut_kernels(); }
+inline const LutAlone& lut_alone_of(const Packed&) { return lut_alone_kernels(); }
+#endif
 
 // What multiplies integers, chosen at once: the layout of x is a matter of both. Without VNNI, AVX-512's kernels cannot run.
 struct IntegersHere {

@@ -1,0 +1,194 @@
+// One activation row times a packed weight on the CPU, without the transposition of codes, or with fewer look-ups than weights.
+//
+// The order of every sum, on every instruction set: eight sums for each row of the weight, one for each octet and word of a
+// line (see Lines). Their products are added one column after another, product and sum with one rounding, up to where a group
+// ends or 16 units of a line; that times its scale is added to a total in the same way; at the end the totals are added,
+// octets first; then the bias. Of 1 or 2 bits (evenly spaced levels of 2 bits are multiplied in integers), where no group ends within a
+// word of codes, instead one sum: of sums over the columns of a nibble, each in order of its columns; it ends with a group or after
+// 128 columns.
+#pragma once
+#include "lut_words.h"
+
+namespace {
+
+// ---------------------------------------------------------------- lines
+// The codes of a T16 tile as they lie: line g is 64 bytes, word w of the octets t of row g in element 4 t + w and of row g + 8 in
+// 4 t + 2 + w. A tile is kSteps units, by the place of a code in its nibble; word w of step s is sub-block w * kSteps + s of the
+// tile, or of 8 bits columns 4 w and up of each octet of the one that there is.
+template <int bits> struct Lines {
+  static constexpr int kSteps = bits == 8 ? 1 : 4 / bits, kColumns = bits == 8 ? 4 : 8;  // columns of a word in a unit
+  static constexpr int kWidth = bits == 8 ? 32 : 64 * kSteps;                            // of a tile, in columns
+  Plane<bits> plane;
+  explicit Lines(const Packed& w) : plane(w.codes, w.K) {}
+  QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return plane.first + stripe * plane.stride + tile * 512; }
+  QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const { __builtin_prefetch(at(stripe, tile) + 2048 + g * 64); }
+  // body(i, g, code) for the columns of step s of n lines from `first` on.
+  template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
+    const auto code = [&](I line, int i) QK_INLINE_LAMBDA { return Code{line, bits == 8 ? 8 * i : 4 * i + bits * s}; };
+    I line[n];
+    QK_UNROLL for (int g = 0; g < n; g++) line[g] = kept<kColumns>(load_words(at(stripe, tile) + (first + g) * 64));
+    if constexpr (QK_ISA == 2 || bits == 8) {  // line by line, for what codes of a word share fills the registers (see Halves, Bytes)
+      QK_UNROLL for (int g = 0; g < n; g++)
+        QK_UNROLL for (int i = 0; i < kColumns; i++) body(i, g, code(line[g], i));
+    } else {
+      QK_UNROLL for (int i = 0; i < kColumns; i++)
+        QK_UNROLL for (int g = 0; g < n; g++) body(i, g, code(line[g], i));
+    }
+  }
+};
+template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
+  static constexpr int kSteps = 2, kColumns = 8, kWidth = 128;
+  Plane<2> low;
+  Plane<1> high;
+  explicit Lines(const Packed& w) : low(w.codes, w.K), high(w.codes + (w.N + 15) / 16 * low.stride, w.K) {}
+  QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return low.first + stripe * low.stride + tile * 512; }
+  QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const {
+    __builtin_prefetch(at(stripe, tile) + 2048 + g * 64);
+    if (tile % 2 == 0) __builtin_prefetch(high.first + stripe * high.stride + tile * 256 + 1024 + g * 64);
+  }
+  template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
+    I word[n];  // of nibbles: bits 0 to 2 are the code
+    QK_UNROLL for (int g = 0; g < n; g++) {
+      const I two = right(load_words(at(stripe, tile) + (first + g) * 64), 2 * s);
+      const I one = load_words(high.first + stripe * high.stride + tile / 2 * 512 + (first + g) * 64);
+      word[g] = choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
+    }
+    QK_UNROLL for (int i = 0; i < 8; i++)
+      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, Code{word[g], 4 * i});
+  }
+};
+
+// One activation row, 1 or 2 bits: a nibble holds the codes of 4 or 2 columns, and 16 sums of their products are all that it can
+// stand for. Word after word: tables [octet][nibble][16]; and the word's group, with 1 where a segment ends.
+template <int bits> struct Nibbles {
+  static constexpr int kColumns = 4 / bits, kLongest = 4 / kColumns;  // columns of a nibble, words of a segment
+  static bool fit(const Packed& w) { return bits <= 2 && (w.G == 1 || w.group % (kColumns * kBlock) == 0); }
+  static int64_t words(int64_t K) { return (K + 2 * kColumns * kBlock - 1) / (2 * kColumns * kBlock) * 2; }
+  static void room(const Packed& w, int64_t* floats, int64_t* numbers) { *floats = words(w.K) * 32 * kLanes, *numbers = words(w.K) * 2; }
+  static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
+    const int64_t all = words(w.K);
+    const auto group = [&](int64_t word) {
+      const int64_t column = word * kColumns * kBlock;
+      return column < w.K ? int32_t(column / w.group) : -1;  // beyond K
+    };
+    F levels[kColumns];  // of column c, for each nibble
+    for (int c = 0; c < kColumns; c++) {
+      float of[kLanes];
+      for (int v = 0; v < kLanes; v++) of[v] = w.levels[v >> (bits * c) & ((1 << bits) - 1)];
+      levels[c] = load(of);
+    }
+    int64_t begun = 0;
+    for (int64_t word = 0; word < all; word++, groups += 2) {
+      for (int j = 0; j < 32; j++, to += kLanes) {  // of an octet's nibbles, octet after octet
+        F sum(0.0f);
+        for (int c = 0; c < kColumns; c++) {
+          const int64_t k = (word * kColumns + c) * kBlock + j;
+          if (k < w.K) sum = fused(levels[c], F(x[k]), sum);
+        }
+        store(to, sum);
+      }
+      groups[0] = group(word), groups[1] = word + 1 == all || word + 1 - begun == kLongest || group(word + 1) != groups[0];
+      if (groups[1]) begun = word + 1;
+    }
+  }
+  static constexpr int R = QK_ISA == 512 ? 4 : 2;  // stripes at a time, which share what is loaded of the tables
+  static void linear(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
+    for (; begin < end; begin += R) stripes(w, begin, end, x, groups, bias, y);
+  }
+  static void stripes(const Packed& w, int64_t stripe, int64_t end, const float* tables, const int32_t* groups, const float* bias, Output y) {
+    const Plane<bits> plane(w.codes, w.K);
+    const int64_t tiles = Nibbles<bits>::words(w.K) / 2;
+    const auto at = [&](int r) QK_INLINE_LAMBDA { return lower(stripe + r, end - 1); };
+    F d[R], total[R];
+    for (int r = 0; r < R; r++) total[r] = d[r] = F(0.0f);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      I words[R][8];
+      for (int r = 0; r < R; r++) {
+        plane.load(at(r), tile * Plane<bits>::kBlocks, words[r]);
+        for (int b = 0; b < Plane<bits>::kBlocks; b++)
+          for (int t = 0; t < 4; t++) plane.template prefetch<R>(at(r), tile * Plane<bits>::kBlocks + b, t);
+      }
+      for (int half = 0; half < 2; half++, groups += 2) {
+        for (int t = 0; t < 4; t++, tables += 8 * kLanes) {
+          I word[R];
+          for (int r = 0; r < R; r++) word[r] = kept<8>(words[r][4 * half + t]);
+          QK_UNROLL for (int i = 0; i < 8; i++) {
+            const F sums = load(tables + i * kLanes);
+            for (int r = 0; r < R; r++) d[r] = d[r] + lookup(sums, right(word[r], 4 * i));
+          }
+        }
+        if (groups[1] && groups[0] >= 0)
+          for (int r = 0; r < R; r++) total[r] = fused(d[r], scale_of(w, at(r), groups[0]), total[r]), d[r] = F(0.0f);
+      }
+    }
+    for (int r = 0; r < R && stripe + r < end; r++) write(w, stripe + r, total[r], bias, y, 0);
+  }
+};
+
+// One activation row: the elements of a line meet their own columns of x, so that codes need not be transposed.
+// Unit after unit: x [kColumns][16]; and the groups of the two words, -1 beyond K, with 1 where a segment ends.
+#if QK_ISA == 512
+constexpr int kLines = 8;  // at a time: their sums are in registers
+#else
+constexpr int kLines = 4;
+#endif
+template <int bits, class Levels> struct Alone {
+  using L = Lines<bits>;
+  static constexpr int kLongest = 16;
+  static int64_t units(int64_t K) { return (K + L::kWidth - 1) / L::kWidth * L::kSteps; }
+  static void room(const Packed& w, int64_t* floats, int64_t* numbers) { *floats = units(w.K) * 8 * kLanes, *numbers = units(w.K) * 3; }
+  // The first of the columns of word w of unit u.
+  static int64_t column(int64_t u, int w) {
+    return bits == 8 ? u * 32 + 4 * w : ((u / L::kSteps * 2 + w) * L::kSteps + u % L::kSteps) * kBlock;
+  }
+  static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
+    const int64_t all = units(w.K);
+    const auto group = [&](int64_t u, int word) { return column(u, word) < w.K ? int32_t(column(u, word) / w.group) : -1; };
+    int64_t begun = 0;
+    for (int64_t u = 0; u < all; u++, groups += 3) {
+      for (int i = 0; i < L::kColumns; i++)
+        for (int e = 0; e < kLanes; e++) {
+          const int64_t k = column(u, e % 2) + e / 4 * 8 + i;
+          *to++ = k < w.K ? x[k] : 0.0f;
+        }
+      groups[0] = group(u, 0), groups[1] = group(u, 1);
+      groups[2] = u + 1 == all || u + 1 - begun == kLongest || group(u + 1, 0) != groups[0] || group(u + 1, 1) != groups[1];
+      if (groups[2]) begun = u + 1;
+    }
+  }
+  static void linear(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
+    const L lines(w);
+    const Levels table(w);
+    const int64_t tiles = units(w.K) / L::kSteps;
+    for (int64_t stripe = begin; stripe < end; stripe++) {
+      alignas(64) float sums[8][kLanes], rows[kLanes];
+      for (int first = 0; first < 8; first += kLines) {
+        F d[kLines], total[kLines];
+        for (int g = 0; g < kLines; g++) total[g] = d[g] = F(0.0f);
+        const float* from = x;
+        const int32_t* of = groups;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+          for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
+          QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += L::kColumns * kLanes, of += 3) {
+            lines.template codes<kLines>(stripe, tile, first, s, [&](int i, int g, Code code) QK_INLINE_LAMBDA {
+              d[g] = fused(table(code), load(from + i * kLanes), d[g]);
+            });
+            if (of[2]) {
+              const auto scale = [&](int g) { return g < 0 ? F(0.0f) : scale_of(w, stripe, g); };
+              const F one = scale(of[0]), other = scale(of[1]);
+              for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(one, other, first + g), total[g]), d[g] = F(0.0f);
+            }
+          }
+        }
+        for (int g = 0; g < kLines; g++) store(sums[first + g], total[g]);
+      }
+      for (int r = 0; r < kStripe; r++) {
+        const float* e = sums[r % 8] + r / 8 * 2;
+        rows[r] = ((e[0] + e[4]) + (e[8] + e[12])) + ((e[1] + e[5]) + (e[9] + e[13]));
+      }
+      write(w, stripe, load(rows), bias, y, 0);
+    }
+  }
+};
+
+}  // namespace
