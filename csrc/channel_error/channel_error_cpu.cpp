@@ -29,7 +29,7 @@ Tensor channel_error(Tensor x, Tensor step, int64_t qmin, int64_t qmax, int64_t 
   } else {
     const int64_t width = C * inner, group = std::max<int64_t>(64, qk::kChunk / width), groups = (outer + group - 1) / group;
     std::vector<double> partial(groups * 3 * width);
-    torch::stable::parallel_for(0, groups, std::max<int64_t>(1, 16384 / (group * width)), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, groups, std::max<int64_t>(1, 16384 / (group * width)), [&, outer = outer](int64_t begin, int64_t end) {
       kernels.columns[dtype](args, outer, width, group, begin, end, in, partial.data());
     });
     for (int64_t j = 0; j < groups; j++)

@@ -7,8 +7,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 #include "export.h"
-#if defined(__x86_64__) && defined(__linux__)
+#ifdef __x86_64__
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -36,15 +38,16 @@ bool may_use_amx() {
 
 qk::Isa find_best() {
 #ifdef __x86_64__
+  unsigned a, b, c = 0, d;
+  constexpr unsigned kF16c = 1u << 29;  // clang 14's __builtin_cpu_supports does not know it
   __builtin_cpu_init();
-  auto has = [](bool a, bool b, bool c, bool d) { return a && b && c && d; };
-  if (!has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"), true)) return qk::kScalar;
-  if (has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512dq"),
-          __builtin_cpu_supports("avx512vl")))
-    return !__builtin_cpu_supports("avx512bf16")                  ? qk::kAvx512
-           : __builtin_cpu_supports("avx512vbmi") && may_use_amx() ? qk::kAmx
-                                                                   : qk::kAvx512Bf16;
-  return qk::kAvx2;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__get_cpuid(1, &a, &b, &c, &d) || !(c & kF16c))
+    return qk::kScalar;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
+      !__builtin_cpu_supports("avx512vl"))
+    return qk::kAvx2;
+  if (!__builtin_cpu_supports("avx512bf16")) return qk::kAvx512;
+  return __builtin_cpu_supports("avx512vbmi") && may_use_amx() ? qk::kAmx : qk::kAvx512Bf16;
 #else
   return qk::kScalar;
 #endif

@@ -207,7 +207,9 @@ int64_t integer_rows(const Weight& w, int dtype, bool tiles) {
 
 // As lut_linear in integers; false where that takes longer, or where levels or, of one, the row are not for them.
 bool by_integers(const Weight& w, const float* bias, Rows rows) {
-  auto [kernels, tiles] = qk::integers_here();
+  const qk::IntegersHere here = qk::integers_here();
+  const auto* const kernels = here.kernels;
+  auto tiles = here.tiles;
   if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits == 1)) return false;
   const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
   if (!levels.fit || (!levels.affine && (!tiles || (rows.M == 1 && w.packed.bits == 2)))) return false;  // tables of nibbles are faster
