@@ -29,15 +29,17 @@ def once_differentiable(backward: Callable) -> Callable:
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager:
-    """No autocast on x's device; where it has none, as the meta device, nothing."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    """No autocast on x's device; the meta device has none.
+
+    What asks torch whether a device has autocast cannot be traced by torch.compile of 2.11.
+    """
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def autocast(x: Tensor) -> Tensor:
     """x in the dtype of the autocast that is in force on its device, if there is one."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or x.is_meta or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
