@@ -83,6 +83,17 @@ def line(suite: str, row: dict | None) -> str:
     return "  ".join(text.ljust(-width) if width < 0 else text.rjust(width) for text, width in cells)
 
 
+def shape(text: str) -> tuple[int, int]:
+    """ "4096x14336": rows and columns of a weight."""
+    try:
+        N, K = (int(n) for n in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a shape must be NxK, as 4096x14336, got {text!r}") from None
+    if N < 1 or K < 128 or K % 128:
+        raise argparse.ArgumentTypeError(f"N must be positive and K a multiple of 128, the group, got {text}")
+    return N, K
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("suite", choices=list(COLUMNS))
@@ -90,6 +101,10 @@ def main() -> int:
     parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="only these (quant)")
     parser.add_argument("--bits", nargs="+", type=int, choices=matmul.BITS, help="only these (matmul)")
     parser.add_argument("--rows", nargs="+", type=int, help="of x (matmul)")
+    parser.add_argument("--dtype", nargs="+", choices=matmul.DTYPES, help="of x, only these (matmul)")
+    parser.add_argument("--cache", nargs="+", choices=matmul.CACHES, help="only these (matmul)")
+    parser.add_argument("--shape", nargs="+", type=shape, metavar="NxK", help="of the weight, only these (matmul)")
+    parser.add_argument("--repeat", type=int, default=1, help="go over all settings so often (matmul)")
     parser.add_argument(
         "--levels",
         choices=["bfloat16", "float32", "integers"],
@@ -102,6 +117,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.plot and args.suite != "matmul":
         parser.error("--plot draws rows of matmul")
+    if args.device == "cuda" and "int8" in (args.dtype or ()):
+        parser.error("--dtype int8 is lut_linear_int, which a GPU has no kernel for")
     if args.device == "cuda" and not torch.cuda.is_available():
         print("bench: --device cuda needs a GPU that torch can see", file=sys.stderr)
         return 2
@@ -116,7 +133,8 @@ def main() -> int:
     if args.suite == "quant":
         suite = quant.run(args.device, args.quick, args.op)
     else:
-        suite = matmul.run(args.device, args.quick, args.bits, args.rows, args.levels)
+        which = args.bits, args.rows, args.levels, args.dtype, args.cache, args.shape, args.repeat
+        suite = matmul.run(args.device, args.quick, *which)
     for row in suite:
         print(line(args.suite, row), flush=True)
         rows.append(row | about)

@@ -22,6 +22,8 @@ GPU_SHAPES, GPU_ROWS = (*SHAPES, (28672, 8192)), (1, 8, 16, 64, 128, 256, 512)
 ROWS = (1, 4, 16, 64, 128)
 BITS = (4, 3, 2, 1, 8)
 QUICK_ROWS, QUICK_BITS = (1, 16), (4, 2)
+CACHES = ("hot", "rotated")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 _FLOATS = "lsq, lut_linear"
 
 
@@ -66,7 +68,7 @@ def measure(
     On a GPU a time is that of one call in a CUDA graph, which goes over all copies of the weight.
 
     limit_us: reading w and x at that bandwidth, or the products at the rate of a large matmul, whichever takes longer.
-    That matmul is in x's dtype or in bfloat16, whichever is faster: matrix units multiply parts of what float32 holds.
+    That matmul is in the dtype of x or in bfloat16, whichever is faster: matrix units multiply parts of wider types.
     dtype int8: activations are integers and the weight POST's, of 1 and 8 bits LSQ's, and ``lut_linear_int`` multiplies
     them. Its peer is ``lut_linear`` with the same values in float32, as is the dense layer, and its limit that of the
     bandwidth.
@@ -83,9 +85,9 @@ def measure(
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     much = torch.ones((w.nbytes if hot else peers.BETWEEN) // 4, device=device)
     # Sides from which the rate of a product is at its best.
-    sides = {torch.bfloat16: 4096 if device == "cuda" else 2048, torch.float32: 768}
-    kinds = () if integers else {dtype, torch.bfloat16}
-    squares = {f"products in {d}": torch.ones(sides[d], sides[d], device=device, dtype=d) for d in kinds}
+    sides = {4: 768, 2: 4096 if device == "cuda" else 2048}  # by the bytes of a value
+    kinds = {} if integers else {d: sides[d.itemsize] for d in (dtype, torch.bfloat16)}
+    squares = {f"products in {d}": torch.ones(n, n, device=device, dtype=d) for d, n in kinds.items()}
 
     def floats(i: int) -> Tensor:
         return qk.lut_linear(x, ours[i % len(ours)])
@@ -130,17 +132,22 @@ def run(
     bits: list[int] | None = None,
     rows: list[int] | None = None,
     levels: str = "bfloat16",
+    dtypes: list[str] | None = None,
+    caches: list[str] | None = None,
+    shapes: list[tuple[int, int]] | None = None,
+    repeat: int = 1,
 ) -> Iterator[dict]:
-    """Rows of the matmul benchmark; rows: of x; levels: of the weight (see make_weight)."""
-    dtypes = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)[: 1 if quick else 2]
-    kinds = [(b, dtype) for dtype in dtypes for b in bits or (QUICK_BITS if quick else BITS)]
-    if device == "cpu":
-        kinds += [(b, torch.int8) for b in bits or (QUICK_BITS if quick else BITS)]
+    """Rows of the matmul benchmark, ``repeat`` times over; rows: of x; levels: of the weight (see make_weight)."""
     if device == "cuda":
-        shapes, all_rows, caches = GPU_SHAPES, GPU_ROWS, ("rotated",)
+        settings = GPU_SHAPES, GPU_ROWS, ("rotated",), ("bfloat16",)
+    elif quick:
+        settings = SHAPES[:1], QUICK_ROWS, ("hot",), ("float32", "int8")
     else:
-        shapes, all_rows, caches = SHAPES, ROWS, ("hot",) if quick else ("hot", "rotated")
-    shapes, all_rows = (shapes[:1], QUICK_ROWS) if quick else (shapes, all_rows)
+        settings = SHAPES, ROWS, CACHES, ("float32", "bfloat16", "int8")
     seconds = 0.3 if device == "cuda" else 1.0 if quick else 2.0
-    for (N, K), (b, dtype), M, cache in itertools.product(shapes, kinds, rows or all_rows, caches):
-        yield measure(N, K, M, b, 128, dtype, levels, device, cache, seconds)
+    asked = shapes, rows, caches, dtypes
+    shapes, rows, caches, dtypes = (a or s for a, s in zip(asked, settings, strict=True))
+    bits = bits or (QUICK_BITS if quick else BITS)
+    for _ in range(repeat):
+        for (N, K), name, b, M, cache in itertools.product(shapes, dtypes, bits, rows, caches):
+            yield measure(N, K, M, b, 128, getattr(torch, name), levels, device, cache, seconds)

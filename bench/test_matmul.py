@@ -1,17 +1,18 @@
 """The matmul bench gives whole rows; ``pytest bench``."""
 
+import argparse
 import math
 
 import pytest
 import torch
 
-from . import plot
-from .__main__ import line
+from . import matmul, plot
+from .__main__ import line, shape
 from .matmul import measure
 
 
 @pytest.mark.parametrize(
-    ("bits", "dtype"), [(4, torch.float32), (4, torch.bfloat16), (3, torch.float32), (4, torch.int8), (8, torch.int8)]
+    ("bits", "dtype"), [(4, torch.float32), (4, torch.bfloat16), (3, torch.float16), (4, torch.int8), (8, torch.int8)]
 )
 def test_a_row_is_whole(bits, dtype, monkeypatch):
     monkeypatch.setattr("bench.peers.BETWEEN", 1 << 16)
@@ -22,6 +23,18 @@ def test_a_row_is_whole(bits, dtype, monkeypatch):
     assert all(math.isfinite(row[name]) and row[name] > 0 for name in numbers)
     assert row["backend"] in ("cpu", "reference", "cpu int8") and ("peer" in row) == (bits == 4 or dtype == torch.int8)
     assert len(line("matmul", row)) == len(line("matmul", None))
+
+
+def test_only_what_is_asked_for_is_measured(monkeypatch):
+    monkeypatch.setattr(matmul, "measure", lambda *setting: setting)
+    asked = {"bits": [3], "rows": [1, 4], "dtypes": ["float16"], "caches": ["hot"], "shapes": [shape("64x256")]}
+    want = [(64, 256, M, 3, 128, torch.float16, "integers", "cpu", "hot", 2.0) for M in (1, 4)]
+    assert list(matmul.run("cpu", False, levels="integers", repeat=2, **asked)) == want * 2
+    assert len(list(matmul.run("cpu", False))) == 2 * 3 * 5 * 5 * 2
+    assert {(row[5], row[8]) for row in matmul.run("cuda", False)} == {(torch.bfloat16, "rotated")}
+    for wrong in ("4096", "64x100", "0x128", "axb"):
+        with pytest.raises(argparse.ArgumentTypeError, match=wrong):
+            shape(wrong)
 
 
 def test_a_picture_is_drawn(tmp_path):
