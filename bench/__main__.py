@@ -83,6 +83,12 @@ def line(suite: str, row: dict | None) -> str:
     return "  ".join(text.ljust(-width) if width < 0 else text.rjust(width) for text, width in cells)
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def shape(text: str) -> tuple[int, int]:
     """ "4096x14336": rows and columns of a weight."""
     try:
@@ -100,11 +106,13 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS), help="only these (quant)")
     parser.add_argument("--bits", nargs="+", type=int, choices=matmul.BITS, help="only these (matmul)")
-    parser.add_argument("--rows", nargs="+", type=int, help="of x (matmul)")
+    parser.add_argument("--rows", nargs="+", type=positive, help="of x (matmul)")
     parser.add_argument("--dtype", nargs="+", choices=matmul.DTYPES, help="of x, only these (matmul)")
     parser.add_argument("--cache", nargs="+", choices=matmul.CACHES, help="only these (matmul)")
     parser.add_argument("--shape", nargs="+", type=shape, metavar="NxK", help="of the weight, only these (matmul)")
-    parser.add_argument("--repeat", type=int, default=1, help="go over all settings so often (matmul)")
+    parser.add_argument(
+        "--repeat", type=positive, default=1, metavar="TIMES", help="go over all settings so often (matmul)"
+    )
     parser.add_argument(
         "--levels",
         choices=["bfloat16", "float32", "integers"],

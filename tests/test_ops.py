@@ -1,5 +1,6 @@
 """What every op promises, on every backend and dtype it has."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -307,6 +308,36 @@ def test_raw_cpu_ops_refuse_what_would_read_elsewhere():
     ]:  # fmt: skip
         with pytest.raises(RuntimeError, match=message):
             call()
+
+
+FREED = {  # what is called with t, and t
+    "a quantizer's x": (lambda t: qk.lsq(t, STEP, bits=4, backend="cpu"), lambda: torch.randn(4, 64)),
+    "a step": (lambda t: qk.lsq(X, t, bits=4, backend="cpu"), lambda: torch.tensor([0.1])),
+    "x of a packed matmul": (lambda t: qk.lut_linear(t, packed()), lambda: torch.randn(4, 64)),
+    "a view as x": (lambda t: qk.lut_linear(t, packed()), lambda: torch.randn(4, 64)[1:]),
+    "a bias": (lambda t: qk.lut_linear(X, packed(), t), lambda: torch.randn(24)),
+    "codes": (lambda t: qk.lut_linear(X, dataclasses.replace(packed(), codes=t)), lambda: packed().codes),
+    "what is to be packed": (lambda t: torch.ops.qkernels_cpu.lut_pack(t, 4), lambda: torch.ones(24, 64).byte()),
+    "channels": (lambda t: torch.ops.qkernels_cpu.channel_error(t, STEP, -8, 7, 0), lambda: torch.randn(4, 64)),
+    "a gradient's x": (lambda t: torch.ops.qkernels_cpu.lsq_bwd(X, t, STEP, -8, 7), lambda: torch.randn(4, 64)),
+    "a gradient": (lambda t: torch.ops.qkernels_cpu.lsq_bwd(t, X, STEP, -8, 7), lambda: torch.randn(4, 64)),
+}
+X, STEP = torch.ones(4, 64), torch.tensor([0.1])
+
+
+def packed() -> qk.LutWeight:
+    return qk.LutWeight.pack(torch.zeros(24, 64).byte(), torch.arange(16.0), torch.ones(24), bits=4, group_size=64)
+
+
+@pytest.mark.parametrize("name", FREED)
+def test_freed_memory_is_an_error(name):
+    """Not a crash: sharding frees a parameter's storage between its uses."""
+    call, make = FREED[name]
+    t = make()
+    call(t)
+    t.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"must be in memory, got \d+ values whose storage was freed"):
+        call(t)
 
 
 @every

@@ -14,6 +14,7 @@ inline Channels checked_channels(const Tensor& x, const Tensor& step, int64_t qm
   const auto [s] = param_pointers<1>({step});
   STD_TORCH_CHECK(step.numel() == 1, "step must have 1 value, got ", step.numel());
   STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous, got strides that are not");
+  check_memory(x, "x");
   STD_TORCH_CHECK(dim >= 0 && dim < x.dim(), "dim must be a dimension of x, got ", dim);
   STD_TORCH_CHECK(qmin <= 0 && qmax >= 0, "qmin and qmax must have 0 between them, got ", qmin, " and ", qmax);
   Channels c{1, x.size(dim), 1, s};

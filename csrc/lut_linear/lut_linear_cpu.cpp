@@ -266,6 +266,8 @@ Tensor lut_linear(Tensor x, Tensor codes, Tensor levels, Tensor scale, std::opti
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k, "x must be [M, k=", k, "]");
   const int dtype = qk::dtype_index(x);
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
+  qk::check_memory(x, "x");
+  if (bias.has_value()) qk::check_memory(*bias, "bias");
   const int64_t M = x.size(0);
   if (M == 0) return torch::stable::new_empty(x, {0, n});
   if (bias.has_value()) bias = qk::float_tensor(*bias);

@@ -41,6 +41,8 @@ struct Product {
     STD_TORCH_CHECK(k < qk::kDecodeMostColumns, "k must be below ", qk::kDecodeMostColumns, ", got ", k);
     STD_TORCH_CHECK(w.scale.numel() < int64_t(1) << 31, "scale must have less than 2**31 values, got ", w.scale.numel());
     STD_TORCH_CHECK(splits >= 1 && splits <= 65535, "splits must be from 1 to 65535, got ", splits);
+    qk::check_memory(x, "x");
+    if (given.has_value()) qk::check_memory(*given, "bias");
     if (given.has_value()) bias = torch::stable::contiguous(torch::stable::to(*given, ScalarType::Float));
   }
   qk::Decode args(const Tensor& rows, int64_t M, qk::DecodePlan plan) const {

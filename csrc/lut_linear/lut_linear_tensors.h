@@ -48,10 +48,11 @@ struct __attribute__((visibility("hidden"))) PackedTensors {  // as Tensor is
   PackedTensors(const torch::stable::Tensor& codes, const torch::stable::Tensor& levels, const torch::stable::Tensor& scales,
                 int64_t bits, int64_t group, int64_t n, int64_t k)
       : scale(is_float(scales) && scales.is_contiguous() ? scales : float_tensor(scales)), count(int(levels.numel())),
-        packed(checked_packed(given(codes), given(levels), given(scale), bits, group, n, k)) {}
+        packed(checked_packed(given(codes, "codes"), given(levels, "levels"), given(scale, "scale"), bits, group, n, k)) {}
 
  private:
-  static Given given(const torch::stable::Tensor& t) {
+  static Given given(const torch::stable::Tensor& t, const char* name) {
+    check_memory(t, name);
     const int dtype = is_float(t) ? dtype_index(t) : t.scalar_type() == torch::headeronly::ScalarType::Byte ? 3 : -1;
     return {t.data_ptr(), t.numel(), t.is_contiguous() ? dtype : -1};
   }

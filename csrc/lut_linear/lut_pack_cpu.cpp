@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 #include "../common/export.h"
+#include "../common/tensors.h"
 
 namespace {
 
@@ -62,6 +63,7 @@ uint64_t load8(const uint8_t* row, int64_t k, int64_t K) {
 Tensor lut_pack(Tensor codes, int64_t bits) {
   STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte && codes.is_contiguous(),
                   "codes must be uint8 [N, K] and contiguous");
+  qk::check_memory(codes, "codes");
   const int64_t N = codes.size(0), K = codes.size(1);
   const auto both = planes(bits, N, K);
   Tensor out = torch::stable::new_empty(codes, {both[0].bytes() + (bits == 3 ? both[1].bytes() : 0)});
@@ -94,6 +96,7 @@ Tensor lut_unpack(Tensor packed, int64_t bits, int64_t n, int64_t k) {
   STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() &&
                       packed.numel() == both[0].bytes() + (bits == 3 ? both[1].bytes() : 0),
                   "packed must be uint8, contiguous, and fit bits, n and k");
+  qk::check_memory(packed, "packed");
   Tensor out = torch::stable::new_empty(packed, {n, k});
   const uint8_t* from = static_cast<const uint8_t*>(packed.data_ptr());
   uint8_t* to = static_cast<uint8_t*>(out.data_ptr());

@@ -95,6 +95,7 @@ struct Grid {
 
 const float* floats(const Tensor& t, int64_t P, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == P, name, " must be float32 [P=", P, "]");
+  qk::check_memory(t, name);
   return static_cast<const float*>(t.data_ptr());
 }
 
@@ -138,6 +139,7 @@ Tensor lut_linear_split(Tensor x, Tensor step, std::optional<Tensor> lower, std:
   const qk::PackedTensors tensors(codes, even, scale, bits, group_size, n, k);
   const qk::Packed& w = tensors.packed;
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == k && x.is_contiguous(), "x must be [M, k=", k, "] and contiguous");
+  qk::check_memory(x, "x");
   const int64_t M = x.size(0), P = step.numel();
   STD_TORCH_CHECK(P > 0 && M % P == 0, "step must be float32 [P], P dividing M=", M, ", got ", P, " values");
   STD_TORCH_CHECK(lower.has_value() == upper.has_value(), "lower and upper must be given together");
@@ -145,9 +147,10 @@ Tensor lut_linear_split(Tensor x, Tensor step, std::optional<Tensor> lower, std:
                   upper.has_value() ? floats(*upper, P, "upper") : nullptr};
   STD_TORCH_CHECK(odd.scalar_type() == ScalarType::Float && odd.is_contiguous() && odd.numel() == even.numel() && odd.numel() > 0,
                   "odd must be like even, float32 and contiguous");
+  qk::check_memory(odd, "odd");
   STD_TORCH_CHECK(!bias.has_value() || bias->numel() == n, "bias must have n=", n, " values");
   std::optional<Tensor> wide_bias;
-  if (bias.has_value()) wide_bias = qk::float_tensor(*bias);
+  if (bias.has_value()) qk::check_memory(*bias, "bias"), wide_bias = qk::float_tensor(*bias);
   const float* add = wide_bias.has_value() ? static_cast<const float*>(wide_bias->data_ptr()) : nullptr;
   if (M == 0) return torch::stable::new_empty(step, {0, n});
   std::vector<float> steps;
