@@ -41,20 +41,26 @@ def test_sums_are_within_twice_the_error_of_plain_pytorch(bits, levels, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("levels", LEVELS)
-def test_a_row_gives_the_same_bits_in_batches_of_2_to_5_and_of_more(levels, dtype):
+def test_a_row_gives_the_same_bits_in_batches_of_few_and_of_many(levels, dtype):
     w, x = weight(70, 640, 70 * 5, levels=levels), randn(600, 640).to(dtype)
     few, many = qk.lut_linear(x[:5], w, backend="cpu"), qk.lut_linear(x[:500], w, backend="cpu")
     for M in (2, 3, 4):
         assert torch.equal(qk.lut_linear(x[5 - M : 5], w, backend="cpu"), few[5 - M :]), M
     for M in (6, 7, 8, 9, 16, 17, 48, 129):
         assert torch.equal(qk.lut_linear(x[100 : 100 + M], w, backend="cpu"), many[100 : 100 + M]), M
+    wide = weight(70, 640, 70 * 5, bits=8, levels=levels)
+    few, many8 = qk.lut_linear(x[:12], wide, backend="cpu"), qk.lut_linear(x[:500], wide, backend="cpu")
+    for M in (2, 5, 9):
+        assert torch.equal(qk.lut_linear(x[12 - M : 12], wide, backend="cpu"), few[12 - M :]), M
+    for M in (13, 16, 17, 48, 129):
+        assert torch.equal(qk.lut_linear(x[100 : 100 + M], wide, backend="cpu"), many8[100 : 100 + M]), M
     if dtype != torch.float32 or levels == "one part":  # else PyTorch's matmul
         assert torch.equal(qk.lut_linear(x, w, backend="cpu")[:500], many)
 
 
-@pytest.mark.parametrize("M", [5, 6, 8])
+@pytest.mark.parametrize("M", [5, 8, 12, 13, 15])
 def test_rows_that_integers_leave_over_have_the_bits_of_their_batch(M):
-    """Of 8 bits and three parts, where 5 rows and 6 have another order: it is that of all rows, not of what is left."""
+    """Of 8 bits and two parts, where 12 rows and 13 have another order: it is that of all rows, not of what is left."""
     w = make(8192, 1024, bits=8, P=8192)
     w = LutWeight(w.codes, 3.0 * (torch.arange(256) - 128), w.scale, 8, w.group_size, w.shape)
     x = 2.0**-9 * randn(M, 1024)
