@@ -120,11 +120,13 @@ def main() -> int:
         help="what the levels are exactly: any values of that dtype, or the integers of LSQ (matmul)",
     )
     parser.add_argument("--plot", type=Path, help="draw the times faster than F.linear here (matmul; needs matplotlib)")
-    parser.add_argument("--quick", action="store_true", help="few settings, float32, hot only")
+    parser.add_argument("--quick", action="store_true", help="few settings, and hot only")
     parser.add_argument("--json", type=Path, help="write the rows here, one JSON object a line")
     args = parser.parse_args()
     if args.plot and args.suite != "matmul":
         parser.error("--plot draws rows of matmul")
+    if args.suite != "matmul" and (args.dtype or args.cache or args.shape or args.repeat > 1):
+        parser.error("--dtype, --cache, --shape and --repeat choose rows of matmul")
     if args.device == "cuda" and "int8" in (args.dtype or ()):
         parser.error("--dtype int8 is lut_linear_int, which a GPU has no kernel for")
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -6,7 +6,7 @@ from pathlib import Path
 def speedups(rows: list[dict], path: Path) -> None:
     """Times faster than F.linear by the rows of x: a panel for each shape, dtype and cache, a color for each bit-width.
 
-    Dotted: the machine's limit, ``limit_us`` of the rows.
+    Dotted: the machine's limit, ``limit_us`` of the rows. Of rows with the same setting, the middle one.
     """
     import matplotlib
 
@@ -25,7 +25,8 @@ def speedups(rows: list[dict], path: Path) -> None:
         N, K, dtype, cache = panel
         here = [r for r in rows if (r["N"], r["K"], r["dtype"], r["cache"]) == panel]
         for bits, color in colors.items():
-            mine = sorted((r for r in here if r["bits"] == bits), key=lambda r: r["M"])
+            same = {M: [r for r in here if (r["bits"], r["M"]) == (bits, M)] for M in counts}
+            mine = [sorted(r, key=lambda r: r["x_dense"])[len(r) // 2] for r in same.values() if r]
             if not mine:
                 continue
             M = [r["M"] for r in mine]

@@ -58,9 +58,9 @@ def test_a_row_gives_the_same_bits_in_batches_of_few_and_of_many(levels, dtype):
         assert torch.equal(qk.lut_linear(x, w, backend="cpu")[:500], many)
 
 
-@pytest.mark.parametrize("M", [5, 8, 12, 13, 15])
+@pytest.mark.parametrize("M", [5, 6, 8])
 def test_rows_that_integers_leave_over_have_the_bits_of_their_batch(M):
-    """Of 8 bits and two parts, where 12 rows and 13 have another order: it is that of all rows, not of what is left."""
+    """Of 8 bits and two parts, where 5 rows and 6 have another order: it is that of all rows, not of what is left."""
     w = make(8192, 1024, bits=8, P=8192)
     w = LutWeight(w.codes, 3.0 * (torch.arange(256) - 128), w.scale, 8, w.group_size, w.shape)
     x = 2.0**-9 * randn(M, 1024)
@@ -115,6 +115,41 @@ def test_levels_that_are_denormal_are_not_lost():
     y = qk.lut_linear(x, w, backend="cpu")
     truth = F.linear(x.double(), w.dequantize(torch.float64))
     torch.testing.assert_close(y.double(), truth, rtol=64 * 2.0**-24, atol=0)  # 64 additions of one sign
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_that_are_denormal_are_not_lost_beside_huge_levels(bits, isa):
+    w, x = weight(20, 64, 20, bits), 1e-39 * randn(14, 64)
+    w = LutWeight(w.codes, 1e37 * w.levels.sign(), w.scale, bits, w.group_size, w.shape)
+    y = qk.lut_linear(x, w, backend="cpu")
+    isa("avx512")
+    assert y.any() and torch.equal(y, qk.lut_linear(x, w, backend="cpu"))
+
+
+FEW = [(4, "one part", 1), (4, "three parts", 5), (8, "one part", 1), (8, "three parts", 12), (8, "even", 5)]
+
+
+@pytest.mark.parametrize(("bits", "levels", "most"), FEW)
+def test_few_rows_of_levels_with_parts_go_by_the_kernels_without_tiles(bits, levels, most, isa):
+    """As their bits show, in sums of nothing but roundings. They are faster, for that many rows."""
+    codes = torch.randint(0, 2**bits, (70, 300), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    table = (64 * torch.arange(256.0) + 12345) / 1024 if levels == "even" else randn(2**bits)  # even: of two parts
+    table = table.bfloat16().float() if levels == "one part" else table
+    w = LutWeight.pack(torch.cat([codes, codes], 1), table, torch.ones(1), bits=bits)
+    half = randn(20, 300).bfloat16()
+    x = torch.cat([half, -half], 1)
+    tiles = {M: qk.lut_linear(x[:M], w, backend="cpu") for M in {2, max(2, most), most + 1, 20}}
+    isa("avx512")
+    assert {M: torch.equal(y, qk.lut_linear(x[:M], w, backend="cpu")) for M, y in tiles.items()} == {
+        M: most >= M for M in tiles
+    }
+
+
+def test_evenly_spaced_levels_of_two_parts_are_exact():
+    w, x = weight(70, 640, 70 * 5, 8), randn(20, 640)
+    w = LutWeight(w.codes, (64 * torch.arange(256.0) + 12345) / 1024, w.scale, 8, w.group_size, w.shape)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert_twice_as_good(qk.lut_linear(x.to(dtype), w, backend="cpu"), x.to(dtype), w.dequantize(), None)
 
 
 def test_levels_that_are_not_finite_stay_in_their_weights():

@@ -4,6 +4,7 @@
 
 namespace qk {
 
+// kAmx has AVX-512 VBMI too.
 enum Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 Isa isa();
 bool has_vnni();  // whether the processor has the products of bytes of AVX-512

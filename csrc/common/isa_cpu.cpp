@@ -94,9 +94,15 @@ QK_EXPORT(cpu, isas, "() -> str")
 qk::Isa qk::isa() { return Isa(current().load(std::memory_order_relaxed)); }
 
 #ifdef __x86_64__
-#define QK_HAS(name) static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports(name)); return found;
+bool qk::has_vnni() {
+  static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("avx512vnni"));
+  return found;
+}
+bool qk::has_vbmi() {
+  static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("avx512vbmi"));
+  return found;
+}
 #else
-#define QK_HAS(name) return false;
+bool qk::has_vnni() { return false; }
+bool qk::has_vbmi() { return false; }
 #endif
-bool qk::has_vnni() { QK_HAS("avx512vnni") }
-bool qk::has_vbmi() { QK_HAS("avx512vbmi") }

@@ -1,5 +1,6 @@
 // Codes of 8 bits as levels by tables of bytes, 64 codes at a time: AVX-512 VBMI, which a file that includes this asks for
-// (QK_ALSO). A level has two bytes or four, and each is looked up for all codes of sixteen words; then bytes become words.
+// (QK_ALSO). Sixteen words of four codes each become as many words of their levels' first bytes, as many of the second ones, and so
+// on; of these, the bytes that belong to one code are gathered in a word.
 #pragma once
 #include "lut_words.h"
 
@@ -16,15 +17,15 @@ struct ByteTable {
   }
 };
 
-// Words whose bytes 0 and 2, or 1 and 3, are from a at places of this parity, and whose others are from b.
+// Bytes 0 and 2 of a, or 1 and 3, each with that of b after it.
 template <int odd> QK_IN I zip(I a, I b) { return odd ? choose(0x00ff00ffu, right(a, 8), b) : choose(0x00ff00ffu, a, left(b, 8)); }
-// Byte i of a, b, c, d, the lowest first.
+// Byte i of a, b, c and d.
 template <int i> QK_IN I gathered(I a, I b, I c, I d) {
   const I low = zip<i % 2>(a, b), high = zip<i % 2>(c, d);
   return i < 2 ? choose(0xffffu, low, left(high, 16)) : choose(0xffffu, right(low, 16), high);
 }
 
-// As Table<8>; levels that are bfloat16 have no lower bytes.
+// As Table<8>. Of levels that are bfloat16, which is narrow, the lower two bytes are 0.
 template <bool narrow> struct Bytes {
   static constexpr int kFirst = narrow ? 2 : 0;
   ByteTable byte[4 - kFirst];

@@ -36,7 +36,4 @@ void bytes_alone(const Packed& w, int64_t begin, int64_t end, const float* x, co
 QK_NO_MORE
 QK_KERNELS(LutKernels, lut_bytes, {bytes_dequantize, bytes_linear, kTile, kPair})
 QK_KERNELS(LutAlone, lut_bytes_alone, {Row::room, Row::spread, bytes_alone})
-#else
-QK_KERNELS(LutKernels, lut_bytes, {})
-QK_KERNELS(LutAlone, lut_bytes_alone, {})
 #endif

@@ -105,8 +105,9 @@ struct AmxLevels {
       }
     }
   }
-  // What the largest value of a row must reach, so that what is below 2**-126, and counts as 0, is no more than a rounding.
-  float least() const { return 0x1p-80f / smallest; }
+  // What the largest value of a row must reach, so that what is below 2**-126, and counts as 0, is no more than a rounding: of
+  // products, and of x.
+  float least() const { return 0x1p-80f / smallest > 0x1p-100f ? 0x1p-80f / smallest : 0x1p-100f; }
 };
 
 // Null without the instructions.

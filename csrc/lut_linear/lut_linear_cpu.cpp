@@ -50,7 +50,7 @@ Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, i
   const Weight w(given.packed, given.count);
   Tensor out = torch::stable::new_empty(levels, {n, k});
   float* to = static_cast<float*>(out.data_ptr());
-  const auto kernel = qk::lut_kernels().dequantize;
+  const auto kernel = qk::lut_kernels_of(w.packed).dequantize;
   torch::stable::parallel_for(0, stripes(n), std::max<int64_t>(1, 4096 / k), [&](int64_t begin, int64_t end) {
     kernel(w.packed, begin, end, to);
   });
@@ -170,8 +170,12 @@ bool by_pairs(const Weight& w, const float* bias, const Rows& rows) {
   return true;
 }
 
-// Rows for which levels of several parts cost more to decode than tiles save; of float32 any number does.
-int64_t few_rows(const Weight& w, int dtype) { return dtype == 0 ? INT64_MAX : w.packed.bits == 8 ? 12 : 5; }
+// Up to how many rows levels of several parts cost more to decode than tiles save: rows of float32 always.
+int64_t few_rows(const Weight& w, const qk::AmxLevels& levels, int dtype) {
+  if (levels.parts == 1) return 1;
+  if (dtype == 0) return INT64_MAX;
+  return levels.parts == 3 && w.packed.bits == 8 && !w.packed.uniform ? 12 : 5;
+}
 
 // As lut_linear, by the matrix tiles of the processor; false where that takes longer for `of` rows, of which these are the ones that
 // are left, or where a level is not for them.
@@ -179,7 +183,7 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
   const qk::LutAmx& amx = qk::lut_amx_kernels();
   if (rows.M == 1 || !amx.linear) return false;  // null if another thread has just chosen another instruction set
   const qk::AmxLevels levels(w.levels.data(), w.count);
-  if (!levels.fit || (levels.parts > 1 && of <= few_rows(w, rows.dtype))) return false;
+  if (!levels.fit || of <= few_rows(w, levels, rows.dtype)) return false;
   static thread_local std::vector<uint8_t> memory;
   const int64_t K = w.packed.K, step = qk::AmxRows{nullptr, rows.M, K, 3 - rows.dtype}.held();
   for (int64_t m = 0; m < rows.M; m += step) {

@@ -4,8 +4,6 @@
 #include "lut_linear.h"
 QK_DECLARE_KERNELS(LutKernels, lut)
 QK_DECLARE_KERNELS(LutAlone, lut_alone)
-QK_DECLARE_KERNELS(LutKernels, lut_bytes)
-QK_DECLARE_KERNELS(LutAlone, lut_bytes_alone)
 QK_DECLARE_KERNELS(LutPairs, lut_pairs)
 QK_DECLARE_KERNELS(LutAmx, lut_amx)
 QK_DECLARE_KERNELS(LutIntegers, lut_integers)
@@ -13,9 +11,11 @@ QK_DECLARE_KERNELS(LutIntegersAmx, lut_integers_amx)
 
 namespace qk {
 
-// By tables of bytes where there are such: 8 bits, not evenly spaced.
-inline bool has_bytes(const Packed& w) { return w.bits == 8 && !w.uniform && isa() >= kAvx512 && has_vbmi(); }
+// 8 bits that are not evenly spaced are looked up in tables of bytes, where there are such.
 #ifdef __x86_64__
+extern const LutKernels lut_bytes_avx512;
+extern const LutAlone lut_bytes_alone_avx512;
+inline bool has_bytes(const Packed& w) { return w.bits == 8 && !w.uniform && isa() >= kAvx512 && has_vbmi(); }
 inline const LutKernels& lut_kernels_of(const Packed& w) { return has_bytes(w) ? lut_bytes_avx512 : lut_kernels(); }
 inline const LutAlone& lut_alone_of(const Packed& w) { return has_bytes(w) ? lut_bytes_alone_avx512 : lut_alone_kernels(); }
 #else

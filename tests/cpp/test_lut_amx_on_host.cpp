@@ -29,8 +29,11 @@ std::vector<float> product(const Weight& w, const std::vector<float>& x, int64_t
   split(rows, M / 2, M, in.get(), kind<T>, levels.least(), all.data());
   Memory<uint8_t> scratch(LutAmx::scratch(rows));
   const qk::Output to{out.get(), kind<T>};
-  linear(w.packed(), levels, 0, w.stripes / 2, rows, bias, to, scratch.get());
-  linear(w.packed(), levels, w.stripes / 2, w.stripes, rows, bias, to, scratch.get());
+  Packed packed = w.packed();
+  packed.base = w.levels[0], packed.step = w.levels[1] - w.levels[0], packed.uniform = w.bits == 8;
+  for (int c = 0; c < w.levels.size; c++) packed.uniform &= std::fma(float(c), packed.step, packed.base) == w.levels[c];
+  linear(packed, levels, 0, w.stripes / 2, rows, bias, to, scratch.get());
+  linear(packed, levels, w.stripes / 2, w.stripes, rows, bias, to, scratch.get());
   std::vector<float> y(M * w.N);
   for (int64_t i = 0; i < M * w.N; i++) note(y[i] = qk::to_float(out[i]));
   if (fits) *fits = all;
@@ -38,8 +41,9 @@ std::vector<float> product(const Weight& w, const std::vector<float>& x, int64_t
 }
 
 // factor: of the levels. 1 + 2**-9 makes them sums of two bfloat16 values, 1 + 2**-9 + 2**-17 of three, and every sum stays exact.
-template <class T> void integers(int bits, int64_t N, int64_t K, int64_t group, int64_t M, float factor = 1) {
+template <class T> void integers(int bits, int64_t N, int64_t K, int64_t group, int64_t M, float factor = 1, bool even = false) {
   const Weight w(bits, N, K, group, factor);
+  for (int c = 0; even && c < 1 << bits; c++) w.levels[c] = float(c - (1 << (bits - 1))) * factor;
   std::mt19937 random(unsigned(M + K));
   std::vector<float> x(M * K), bias(N);
   for (float& v : x) v = factor == 1 ? float(int(random() % 9) - 4) : random() % 16 == 0;
@@ -106,6 +110,10 @@ int main() {
       numbers<half>(bits, 33, 256, 64, 9, factor);
       numbers<bfloat>(bits, 33, 256, 256, 18, factor);
     }
+  }
+  for (int64_t M : {3, 20}) {  // evenly spaced
+    integers<float>(8, 35, 96, 96, M, 1, true);
+    integers<bfloat>(8, 35, 96, 96, M, 1 + 0x1p-9f, true);
   }
   rows_that_do_not_fit();
   std::printf("%d failures\n%016llx\n", failures, static_cast<unsigned long long>(checksum));
