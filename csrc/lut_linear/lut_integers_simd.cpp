@@ -231,12 +231,14 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
     I words[1][C::kWords];
     Sums8<bits, digits> sums;
     sums.clear();
+    codes.load_first(stripe, words[0]);
     for (int64_t start = 0; start < blocks; start += C::kBlocks) {
-      codes.load(stripe, start, words[0]);
+      codes.load_unit(stripe, start, words[0]);
       QK_UNROLL for (int first = 0; first < C::kBlocks; first += C::kSteps) {
         QK_UNROLL for (int s = 0; s < C::kSteps; s++, from += sums.kBytes) {
           const int64_t block = start + first + s;
           if (block >= blocks) break;
+          codes.load_ahead(stripe, start, first + s, words[0]);
           QK_UNROLL for (int t = 0; t < 4; t++) {
             codes.prefetch_far(stripe, block, t);
             sums.octet(words, first, s, t, from);

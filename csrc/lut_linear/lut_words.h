@@ -298,6 +298,11 @@ template <int bits> struct Codes {
   Plane<bits> plane;
   explicit Codes(const Packed& w) : plane(w.codes, w.K) {}
   QK_HD void load(int64_t stripe, int64_t block, I* words) const { plane.load(stripe, block, words); }
+  // The same for a stripe in order of its columns: before it, before each unit, and in sub-block b of a unit. Tiles of 3 bits come one
+  // by one, each a sub-block early: three at once would keep the multipliers waiting.
+  QK_HD void load_first(int64_t, I*) const {}
+  QK_HD void load_unit(int64_t stripe, int64_t block, I* words) const { load(stripe, block, words); }
+  QK_HD void load_ahead(int64_t, int64_t, int, I*) const {}
   template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.template prefetch<R>(stripe, block, t); }
   QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const { plane.prefetch_far(stripe, block, t); }
   // body(i, r, code) for the columns i < n of octet t of R stripes: the code is in the lowest bits. Up to 4 bits, that of
@@ -336,6 +341,12 @@ template <> struct Codes<3> {  // bits 0 and 1 in the first plane, bit 2 in the 
     low.load(stripe, block, words);
     if ((block + 4) * 128 < low.stride) low.load(stripe, block + 4, words + 8);  // 128 bytes a sub-block
     high.load(stripe, block, words + 16);
+  }
+  QK_HD void load_first(int64_t stripe, I* words) const { low.load(stripe, 0, words); }
+  QK_HD void load_unit(int64_t stripe, int64_t block, I* words) const { high.load(stripe, block, words + 16); }
+  QK_HD void load_ahead(int64_t stripe, int64_t block, int b, I* words) const {
+    if (b == 3 && (block + 4) * 128 < low.stride) low.load(stripe, block + 4, words + 8);
+    if (b == 7 && (block + 8) * 128 < low.stride) low.load(stripe, block + 8, words);
   }
   template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const {
     low.prefetch<R>(stripe, block, t);
