@@ -64,6 +64,13 @@ def test_the_prefill_kernel_is_right_on_the_host(tmp_path):
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 
 
+def need(wanted: set[str]) -> None:
+    """Skips where the processor lacks one of these, as Linux names them."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if not wanted <= set(flags.split()):
+        pytest.skip(f"needs a CPU with {', '.join(sorted(wanted))}")
+
+
 @pytest.mark.parametrize(
     ("isa", "needs"),
     [
@@ -74,9 +81,7 @@ AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
     ],
 )
 def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if not needs <= set(flags.split()):
-        pytest.skip(f"needs a CPU with {', '.join(sorted(needs))}")
+    need(needs)
     flags = [*SANITIZE, *UNOPTIMIZED, *f"-DQK_ISA={isa}".split()]
     assert run("test_lut_linear_int_on_host.cpp", tmp_path, *flags) == "0 failures\n"
 
@@ -91,32 +96,24 @@ def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
     ],
 )
 def test_sums_of_integers_have_the_bits_of_their_definition(isa, needs, tmp_path):
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if not needs <= set(flags.split()):
-        pytest.skip(f"needs a CPU with {', '.join(sorted(needs))}")
+    need(needs)
     flags = [*SANITIZE, *UNOPTIMIZED, *f"-DQK_ISA={isa}".split()]
     assert run("test_lut_integers_on_host.cpp", tmp_path, *flags) == "0 failures\n"
 
 
 def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if not set(flags.split()) >= AVX512:
-        pytest.skip("needs a CPU with AVX-512")
+    need(AVX512)
     assert run("test_lut_pairs_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_ISA=512") == "0 failures\n"
 
 
 def test_tables_of_bytes_give_the_bits_of_the_other_tables(tmp_path):
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if not set(flags.split()) >= AVX512 | {"avx512vbmi"}:
-        pytest.skip("needs a CPU with AVX-512 VBMI")
+    need(AVX512 | {"avx512vbmi"})
     assert run("test_lut_bytes_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_ISA=512") == "0 failures\n"
 
 
 def test_matrix_tiles_are_right_in_software_and_on_a_processor_that_has_them(tmp_path):
     """In software under the sanitizers; and to the bit what the instructions give, where there are such."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if not set(flags.split()) >= AVX512 | {"avx512vbmi"}:
-        pytest.skip("needs a CPU with AVX-512 VBMI")
+    need(AVX512)
     source, flags = "test_lut_amx_on_host.cpp", [*UNOPTIMIZED, "-DQK_ISA=512"]
     said = run(source, tmp_path, *SANITIZE, *flags, "-DQK_TILES_IN_SOFTWARE")
     assert said.startswith("0 failures\n")
