@@ -23,7 +23,16 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 CLANG = {  # what gcc is told by pragma
     "-DQK_ISA=0": [],
     "-DQK_ISA=2": AVX2,
-    "-DQK_ISA=512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512vbmi"],
+    "-DQK_ISA=512": [
+        *AVX2,
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx512vnni",
+        "-mavx512vbmi",
+        "-mgfni",
+    ],
 }
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 UNOPTIMIZED = ["-O0", "-Wno-maybe-uninitialized"]  # where compiling takes longer than running
@@ -93,6 +102,7 @@ def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
         ("2", {"avx2", "fma", "f16c"}),
         ("512", AVX512 | {"avx512_vnni"}),
         ("512 -DQK_TILES_IN_SOFTWARE", AVX512 | {"avx512_vnni"}),
+        ("512 -DQK_GFNI", AVX512 | {"avx512_vnni", "gfni"}),
     ],
 )
 def test_sums_of_integers_have_the_bits_of_their_definition(isa, needs, tmp_path):

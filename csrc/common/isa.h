@@ -9,6 +9,7 @@ enum Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 Isa isa();
 bool has_vnni();  // whether the processor has the products of bytes of AVX-512
 bool has_vbmi();  // and its tables of bytes
+bool has_gfni();  // and products of bits
 
 // The implementation for isa(), from one per instruction set.
 template <class T>

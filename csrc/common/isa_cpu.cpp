@@ -102,7 +102,12 @@ bool qk::has_vbmi() {
   static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("avx512vbmi"));
   return found;
 }
+bool qk::has_gfni() {
+  static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("gfni"));
+  return found;
+}
 #else
 bool qk::has_vnni() { return false; }
 bool qk::has_vbmi() { return false; }
+bool qk::has_gfni() { return false; }
 #endif

@@ -16,23 +16,32 @@ namespace {
 // A tile of 512 bytes -> the eight words of each row, lane r being row r; Word: sixteen 32-bit words, in a member v.
 // words[4 w + t] = word w of lane 4 g + t: lanes 0 to 7 from the first half-row, 8 to 15 from the second.
 #if QK_ISA == 512
+// rows[h][t]: words 0 and 1 of lane 4 g + t for g = 4 h to 4 h + 3: of row g, of row g + 8, of row g + 1 and so on.
 template <class Word>
-QK_IN void transpose_tile(const uint8_t* tile, Word* words) {
-  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30);
-  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(1));
+QK_IN void eight_rows(const uint8_t* tile, Word (&rows)[2][4]) {
   for (int pair = 0; pair < 2; pair++) {  // t = 2 pair and 2 pair + 1
-    const auto rows = [&](int g) QK_INLINE_LAMBDA {  // g and g + 1: two lanes of each
+    const auto lines = [&](int g) QK_INLINE_LAMBDA {  // g and g + 1: two lanes of each
       const __m256i* from = reinterpret_cast<const __m256i*>(tile + g * 64 + pair * 32);
       return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(from)), _mm256_loadu_si256(from + 2), 1);
     };
-    const __m512i a = rows(0), b = rows(2), c = rows(4), d = rows(6);
-    for (int t = 0; t < 2; t++) {
-      const __m512i low = t ? _mm512_shuffle_i32x4(a, b, 0xdd) : _mm512_shuffle_i32x4(a, b, 0x88);
-      const __m512i high = t ? _mm512_shuffle_i32x4(c, d, 0xdd) : _mm512_shuffle_i32x4(c, d, 0x88);
-      words[2 * pair + t] = {_mm512_permutex2var_epi32(low, first, high)};
-      words[4 + 2 * pair + t] = {_mm512_permutex2var_epi32(low, second, high)};
+    for (int h = 0; h < 2; h++) {
+      const __m512i a = lines(4 * h), b = lines(4 * h + 2);
+      rows[h][2 * pair] = {_mm512_shuffle_i32x4(a, b, 0x88)};
+      rows[h][2 * pair + 1] = {_mm512_shuffle_i32x4(a, b, 0xdd)};
     }
   }
+}
+// Word w of all rows, from the two words of eight rows and of the eight others.
+QK_IN __m512i word_of(__m512i rows, __m512i others, int w) {
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30);
+  return _mm512_permutex2var_epi32(rows, w ? _mm512_add_epi32(first, _mm512_set1_epi32(1)) : first, others);
+}
+template <class Word>
+QK_IN void transpose_tile(const uint8_t* tile, Word* words) {
+  Word rows[2][4];
+  eight_rows(tile, rows);
+  for (int t = 0; t < 4; t++)
+    for (int w = 0; w < 2; w++) words[4 * w + t] = {word_of(rows[0][t].v, rows[1][t].v, w)};
 }
 #elif QK_ISA == 2
 template <class Word>

@@ -70,16 +70,23 @@ struct IntegerRows {
     int32_t high, low;  // the integers' upper and lower halves, summed, times the base of the levels
   };
   uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
+                      // paired: [tiles of codes][steps][digits][8 quads][2 words of a row], quads as Codes has them of these words
   Segment* segments;  // [tiles][cuts][each]
   int64_t M, K, group;
   int bits, digits;
   bool for_tiles;
+  bool paired = false;  // one row of 2 or 4 bits, for LutIntegersEights
   int depth = for_tiles && (group % 64 == 0 || group == K) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
-  int64_t units = (K + 32 * depth - 1) / (32 * depth), cuts = (K + 127) / 128 + K / group;  // or fewer
+  int64_t whole = paired ? 256 / bits : 32 * depth;  // columns
+  int64_t units = (K + whole - 1) / whole * (whole / (32 * depth)), cuts = (K + 127) / 128 + K / group;  // or fewer
   QK_HD int64_t height() const { return each * digits; }   // of a tile
   QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
   QK_HD uint8_t* bytes_of(int64_t tile, int64_t b) const {  // sub-block b of the first row, digit 0
+    if (paired) {
+      const int64_t both = 8 / bits, steps = both / 2;  // sub-blocks of a tile, of a word
+      return data + (b / both * steps + b % steps) * digits * 64 + b % both / steps * 4;
+    }
     return data + (tile * units + (b >> (depth - 1))) * height() * stride() + (b & (depth - 1)) * 32;
   }
   QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
@@ -100,6 +107,13 @@ struct LutIntegers {
   // One row of x, not for tiles, affine levels of 2 bits or more: columns of stripes [begin, end) of y = x w^T + bias. For 1 bit
   // LutAlone's tables of nibbles are faster.
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
+};
+
+// As `alone`, of 2 bits (groups of a multiple of 128 columns, or the row), 4 bits (64) and 8 bits, x paired but of 8 bits, with the same
+// bits. Needs AVX-512 VNNI and GFNI.
+struct LutIntegersEights {
+  decltype(LutIntegers::alone) alone;
+  static bool takes(const Packed& w) { return w.bits == 8 || ((w.bits == 2 || w.bits == 4) && (w.group == w.K || w.group % (256 / w.bits) == 0)); }
 };
 
 // Any rows, for tiles as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.

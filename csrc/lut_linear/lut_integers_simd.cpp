@@ -37,7 +37,7 @@ struct Sum {
   uint32_t highs() const { return uint32_t(_mm512_reduce_add_epi32(high)); }
   uint32_t lows() const { return uint32_t(_mm512_reduce_add_epi32(low)); }
 };
-template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t stride, int count, Sum& sum) {
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows& rows, Sum& sum) {
   const __m512i n = _mm512_cvtps_epi32((a * by).v), m = _mm512_cvtps_epi32((b * by).v), offset = _mm512_set1_epi32(0x808080);
   sum.add(n), sum.add(m);
   // in each 128 bits, the bytes of four columns: by digit, and there as the halves of quads are
@@ -53,9 +53,13 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t 
   alignas(64) short order[32];
   for (int i = 0; i < 32; i++) order[i] = word(i);
   const __m512i low = _mm512_load_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(4));
+  const auto put_one = [&](__m256i quads, int digit) {
+    if (rows.paired) _mm512_mask_storeu_epi32(to + digit * 64, 0x5555, _mm512_maskz_cvtepu32_epi64(0xff, quads));
+    else _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + digit * rows.stride()), quads);
+  };
   const auto put = [&](__m512i v, int digit) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + digit * stride), _mm512_castsi512_si256(v));
-    if (digit + 1 < count) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (digit + 1) * stride), _mm512_extracti64x4_epi64(v, 1));
+    put_one(_mm512_castsi512_si256(v), digit);
+    if (digit + 1 < rows.digits) put_one(_mm512_extracti64x4_epi64(v, 1), digit + 1);
   };
   put(_mm512_permutex2var_epi16(first, low, second), 0);
   put(_mm512_permutex2var_epi16(first, high, second), 2);
@@ -66,7 +70,7 @@ struct Sum {
   uint32_t highs() const { return high; }
   uint32_t lows() const { return low; }
 };
-template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t, int, Sum& sum) {
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows&, Sum& sum) {
   float values[2 * kLanes];
   store(values, a * by), store(values + kLanes, b * by);
   for (int c = 0; c < kBlock; c++) {
@@ -81,7 +85,7 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, int64_t,
 // Row m, whose values are x; false if it is not for these kernels. to: of its sub-block b, digit 0.
 template <bool of_bytes, class T, class To>
 QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const T* x, IntegerRows::Segment* segment, To&& to) {
-  const int64_t K = rows.K, stride = rows.stride();
+  const int64_t K = rows.K;
   const auto part = [&](int64_t k, int64_t end) QK_INLINE_LAMBDA {
     return end - k >= kLanes ? load(x + k) : end > k ? load_part(x + k, end - k) : F(0.0f);
   };
@@ -110,7 +114,7 @@ QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const
     };
     Sum sum;
     for (; column < end; column += kBlock)
-      digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), stride, rows.digits, sum);
+      digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), rows, sum);
     lanes(balance, size);
     float all = 0;
     for (float s : size) all += s;
@@ -128,7 +132,9 @@ void split_rows(const IntegerRows& rows, const IntegerLevels& levels, int64_t be
     const int64_t tile = m / rows.each, row = m % rows.each;
     const auto block = [&](int64_t b) { return QK_ISA == 512 ? rows.bytes_of(tile, b) + row * rows.digits * stride : rows.data + b * 128; };
     const auto zero = [&](int64_t b) {
-      for (int d = 0; d < (QK_ISA == 512 ? rows.digits : 4); d++) memset(block(b) + d * (QK_ISA == 512 ? stride : 32), 0, 32);
+      if (rows.paired)
+        for (int quad = 0; quad < 8 * rows.digits; quad++) memset(block(b) + quad * 8, 0, 4);
+      else for (int d = 0; d < (QK_ISA == 512 ? rows.digits : 4); d++) memset(block(b) + d * (QK_ISA == 512 ? stride : 32), 0, 32);
     };
     IntegerRows::Segment* const segments = rows.segment(tile, 0) + row;
     fits[m] = split_row<of_bytes>(rows, levels, static_cast<const T*>(x) + m * rows.K, segments, block);

@@ -15,6 +15,7 @@ namespace qk {
 #ifdef __x86_64__
 extern const LutKernels lut_bytes_avx512;
 extern const LutAlone lut_bytes_alone_avx512;
+extern const LutIntegersEights lut_integers_eights_avx512;
 inline bool has_bytes(const Packed& w) { return w.bits == 8 && !w.uniform && isa() >= kAvx512 && has_vbmi(); }
 inline const LutKernels& lut_kernels_of(const Packed& w) { return has_bytes(w) ? lut_bytes_avx512 : lut_kernels(); }
 inline const LutAlone& lut_alone_of(const Packed& w) { return has_bytes(w) ? lut_bytes_alone_avx512 : lut_alone_kernels(); }
@@ -27,14 +28,16 @@ inline const LutAlone& lut_alone_of(const Packed&) { return lut_alone_kernels();
 struct IntegersHere {
   const LutIntegers* kernels;
   decltype(LutIntegersAmx::linear) tiles;  // or null
+  decltype(LutIntegersEights::alone) eights;  // or null
 };
 inline IntegersHere integers_here() {
 #ifdef __x86_64__
   const Isa now = isa();
-  if (now >= kAvx512 && has_vnni()) return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr};
-  if (now >= kAvx2) return {&lut_integers_avx2, nullptr};
+  if (now >= kAvx512 && has_vnni())
+    return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, has_gfni() ? lut_integers_eights_avx512.alone : nullptr};
+  if (now >= kAvx2) return {&lut_integers_avx2, nullptr, nullptr};
 #endif
-  return {&lut_integers_scalar, nullptr};
+  return {&lut_integers_scalar, nullptr, nullptr};
 }
 
 }  // namespace qk

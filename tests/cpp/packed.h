@@ -60,6 +60,13 @@ struct Weight {
         else put_code(0, bits, n, k, c);
       }
   }
+  // Ones in all bits of the columns that pad the last tiles: no product depends on them.
+  void fill_padding() {
+    for (int p : bits == 3 ? std::vector<int>{2, 1} : std::vector<int>{bits})
+      for (int64_t n = 0; n < stripes * 16; n++)
+        for (int64_t k = K; k < ceil_div(K, 256 / p) * (256 / p); k++)
+          put_code(bits == 3 && p == 1 ? plane_bytes(N, K, 2) : 0, p, n, k, (1 << p) - 1);
+  }
   // scale_dtype: as Output has it.
   Packed packed(int scale_dtype = 0) const {
     for (int64_t i = 0; i < scale.size; i++) {

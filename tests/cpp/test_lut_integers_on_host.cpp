@@ -1,6 +1,9 @@
 // lut_linear in integers, on the instruction set QK_ISA: the bits of its definition (csrc/lut_linear/lut_integers_simd.cpp), with 64-bit
-// integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too.
+// integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too, with QK_GFNI that for eight rows a register.
 #include "../../csrc/lut_linear/lut_integers_simd.cpp"
+#ifdef QK_GFNI
+#include "../../csrc/lut_linear/lut_integers_eights_simd.cpp"
+#endif
 #ifdef QK_TILES_IN_SOFTWARE
 #include "../../csrc/lut_linear/lut_integers_amx_simd.cpp"
 #endif
@@ -39,11 +42,20 @@ struct Given {
   const IntegerLevels levels;
   explicit Given(const Weight& w) : w(w), levels(w.levels.get(), int(w.levels.size), w.bits) {}
 
-  // y of M rows, [M][N]; none of one row if it does not fit, and 0 in such a row of several. tiles: by the kernels for them.
-  template <class T> std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr) const {
+#ifdef QK_GFNI
+  bool has_eights() const { return LutIntegersEights::takes(w.packed()); }
+  static auto alone_with(bool eights) { return eights ? lut_integers_eights_avx512.alone : alone; }
+#else
+  bool has_eights() const { return false; }
+  static auto alone_with(bool) { return alone; }
+#endif
+
+  // y of M rows, [M][N]; none of one row if it does not fit, and 0 in such a row of several. tiles, eights: by the kernels for them.
+  template <class T>
+  std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr, bool eights = false) const {
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
-    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles};
+    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles, eights && w.bits < 8};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
     const int64_t used = QK_ISA == 512 ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
@@ -60,7 +72,7 @@ struct Given {
       Memory<uint8_t> scratch(LutIntegersAmx::scratch(rows));
       if (tiles) { linear(w.packed(), levels, begin, end, rows, bias, to, scratch.get()); continue; }
 #endif
-      alone(w.packed(), levels, begin, end, rows, bias, to);
+      alone_with(eights)(w.packed(), levels, begin, end, rows, bias, to);
     }
     if (w.stripes == 1) {
 #ifdef QK_TILES_IN_SOFTWARE
@@ -68,7 +80,7 @@ struct Given {
       if (tiles) linear(w.packed(), levels, 0, 1, rows, bias, to, scratch.get());
       else
 #endif
-      alone(w.packed(), levels, 0, 1, rows, bias, to);
+      alone_with(eights)(w.packed(), levels, 0, 1, rows, bias, to);
     }
     std::vector<float> y(M * w.N);
     for (int64_t i = 0; i < M * w.N; i++) y[i] = qk::to_float(out[i]);
@@ -97,7 +109,10 @@ struct Given {
       }
     };
     if (levels.affine && w.bits > 1)
-      for (int64_t m = 0; m < M; m++) check(product<T>(x.data() + m * w.K, 1, b, false), m, 0);
+      for (int64_t m = 0; m < M; m++) {
+        check(product<T>(x.data() + m * w.K, 1, b, false), m, 0);
+        if (has_eights()) check(product<T>(x.data() + m * w.K, 1, b, false, nullptr, true), m, 0);
+      }
 #ifdef QK_TILES_IN_SOFTWARE
     const std::vector<float> y = product<T>(x.data(), M, b, true);
     for (int64_t m = 0; m < M; m++) check(y, m, m);
@@ -107,7 +122,8 @@ struct Given {
 
 // Levels unit * (base + factor * code).
 void affine(int bits, int64_t N, int64_t K, int64_t group, int64_t base, int64_t factor, float unit) {
-  const Weight w(bits, N, K, group);
+  Weight w(bits, N, K, group);
+  w.fill_padding();
   std::vector<int64_t> n;
   for (int64_t c = 0; c < w.levels.size; c++) n.push_back(base + factor * c), w.levels[c] = float(n[c]) * unit;
   const Given given(w);
@@ -119,7 +135,8 @@ void affine(int bits, int64_t N, int64_t K, int64_t group, int64_t base, int64_t
 
 // Levels of any kind, -127 to 127 units.
 void by_table(int bits, int64_t N, int64_t K, int64_t group, float unit) {
-  const Weight w(bits, N, K, group);
+  Weight w(bits, N, K, group);
+  w.fill_padding();
   std::vector<int64_t> n;
   for (int64_t c = 0; c < w.levels.size; c++) n.push_back(c == 1 ? -127 : c * c % 100 - 40), w.levels[c] = float(n[c]) * unit;
   const Given given(w);
@@ -167,8 +184,10 @@ void which_rows_fit(float unit, float low, float high) {
   }
 #else
   for (int m = 0; m < 12; m++) {
-    given.product<float>(x.data() + m * 200, 1, nullptr, false, &fits);
-    CHECK(fits[0] == want[m]);
+    for (bool eights : {false, given.has_eights()}) {
+      given.product<float>(x.data() + m * 200, 1, nullptr, false, &fits, eights);
+      CHECK(fits[0] == want[m]);
+    }
   }
 #endif
 }
