@@ -4,7 +4,7 @@
 
 namespace qk {
 
-// kAmx has AVX-512 VBMI too.
+// kAmx has AVX-512 VBMI and GFNI too.
 enum Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 Isa isa();
 bool has_vnni();  // whether the processor has the products of bytes of AVX-512

@@ -47,7 +47,7 @@ qk::Isa find_best() {
       !__builtin_cpu_supports("avx512vl"))
     return qk::kAvx2;
   if (!__builtin_cpu_supports("avx512bf16")) return qk::kAvx512;
-  return __builtin_cpu_supports("avx512vbmi") && may_use_amx() ? qk::kAmx : qk::kAvx512Bf16;
+  return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni") && may_use_amx() ? qk::kAmx : qk::kAvx512Bf16;
 #else
   return qk::kScalar;
 #endif

@@ -5,6 +5,10 @@
 #include "lut_integers.h"
 
 #if QK_ISA == 512
+#ifndef QK_TILES_IN_SOFTWARE
+QK_ALSO("gfni")  // which every processor with these tiles has
+#define QK_GFNI
+#endif
 #include "lut_quads.h"
 #include "lut_tiles.h"
 
@@ -84,6 +88,9 @@ void linear(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t
 }
 
 }  // namespace
+#ifdef QK_GFNI
+QK_NO_MORE
+#endif
 QK_KERNELS(LutIntegersAmx, lut_integers_amx, {linear})
 #else
 QK_KERNELS(LutIntegersAmx, lut_integers_amx, {})

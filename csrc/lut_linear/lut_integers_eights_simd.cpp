@@ -6,20 +6,15 @@
 
 #if QK_ISA == 512
 QK_ALSO("avx512vnni,gfni")
+#ifndef QK_GFNI
+#define QK_GFNI
+#endif
 #include "lut_quads.h"
 
 namespace {
 
 using qk::IntegerLevels;
 using qk::IntegerRows;
-
-// `bits` bits of each byte, from bit `shift` on.
-template <int bits> QK_IN I codes_of(I words, int shift) {
-  if (shift == 0) return masked(words, 0x01010101u * ((1u << bits) - 1));
-  uint64_t matrix = 0;  // bit i of a byte is the parity of byte 7 - i and the byte
-  for (int i = 0; i < bits; i++) matrix |= uint64_t(1) << (shift + i) << 8 * (7 - i);
-  return {_mm512_gf2p8affine_epi64_epi8(words.v, _mm512_set1_epi64(int64_t(matrix)), 0)};
-}
 
 // sum + the products of four bytes of each word, which are unsigned, and the signed ones at x: of first words, then of second ones.
 QK_IN I add_pairs(I sum, I codes, const uint8_t* x) {

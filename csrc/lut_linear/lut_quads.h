@@ -1,9 +1,22 @@
-// Codes as bytes, four columns to a word, and what their integer sums become: for the kernels of lut_integers.h.
+// Codes as bytes, four columns to a word, and what their integer sums become: for the kernels of lut_integers.h. A file that defines
+// QK_GFNI brings codes down to the lowest bits by products of bits.
 #pragma once
 #include "lut_integers.h"
 #include "lut_words.h"
 
 namespace {
+
+// `bits` bits of each byte, from bit `shift` on.
+template <int bits> QK_IN I codes_of(I words, int shift) {
+#ifdef QK_GFNI
+  if (shift > 0) {
+    uint64_t matrix = 0;  // bit i of a byte is the parity of byte 7 - i and that byte
+    for (int i = 0; i < bits; i++) matrix |= uint64_t(1) << (shift + i) << 8 * (7 - i);
+    return {_mm512_gf2p8affine_epi64_epi8(words.v, _mm512_set1_epi64(int64_t(matrix)), 0)};
+  }
+#endif
+  return masked(right(words, shift), 0x01010101u * ((1u << bits) - 1));
+}
 
 // Quad q (0 or 1) of octet t is columns q, q + 2, q + 4 and q + 6 of the octet; of 8 bits columns 4 q to 4 q + 3.
 template <int bits> struct Quads {
@@ -12,8 +25,8 @@ template <int bits> struct Quads {
     if constexpr (bits == 8) {
       for (int q = 0; q < 2; q++) body(q, words[0][4 * q + t]);
     } else {
-      Codes<bits>::template octet<2>(words, first, s, t, [&](int q, int, I code) QK_INLINE_LAMBDA {
-        body(q, masked(code, 0x01010101u * ((1u << bits) - 1)));
+      Codes<bits>::template octet<2>(words, first, s, t, [&](int q, int, Code code) QK_INLINE_LAMBDA {
+        body(q, codes_of<bits>(code.word, code.shift));
       });
     }
   }

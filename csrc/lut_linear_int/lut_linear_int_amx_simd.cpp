@@ -4,6 +4,10 @@
 #include "lut_linear_int.h"
 
 #if QK_ISA == 512
+#ifndef QK_TILES_IN_SOFTWARE
+QK_ALSO("gfni")  // which every processor with these tiles has
+#define QK_GFNI
+#endif
 #include "lut_linear_int_bytes.h"
 #include "../lut_linear/lut_tiles.h"
 
@@ -71,6 +75,9 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
 }
 
 }  // namespace
+#ifdef QK_GFNI
+QK_NO_MORE
+#endif
 QK_KERNELS(LutIntAmx, lut_linear_int_amx, {linear})
 #else
 QK_KERNELS(LutIntAmx, lut_linear_int_amx, {})

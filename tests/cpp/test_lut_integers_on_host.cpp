@@ -1,9 +1,9 @@
 // lut_linear in integers, on the instruction set QK_ISA: the bits of its definition (csrc/lut_linear/lut_integers_simd.cpp), with 64-bit
 // integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too, with QK_GFNI that for eight rows a register.
-#include "../../csrc/lut_linear/lut_integers_simd.cpp"
 #ifdef QK_GFNI
 #include "../../csrc/lut_linear/lut_integers_eights_simd.cpp"
 #endif
+#include "../../csrc/lut_linear/lut_integers_simd.cpp"
 #ifdef QK_TILES_IN_SOFTWARE
 #include "../../csrc/lut_linear/lut_integers_amx_simd.cpp"
 #endif
