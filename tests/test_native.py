@@ -102,7 +102,7 @@ def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
         ("2", {"avx2", "fma", "f16c"}),
         ("512", AVX512 | {"avx512_vnni"}),
         ("512 -DQK_TILES_IN_SOFTWARE", AVX512 | {"avx512_vnni"}),
-        ("512 -DQK_GFNI", AVX512 | {"avx512_vnni", "gfni"}),
+        ("512 -DQK_TILES_IN_SOFTWARE -DQK_GFNI", AVX512 | {"avx512_vnni", "gfni"}),
     ],
 )
 def test_sums_of_integers_have_the_bits_of_their_definition(isa, needs, tmp_path):

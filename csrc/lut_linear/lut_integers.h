@@ -70,7 +70,7 @@ struct IntegerRows {
     int32_t high, low;  // the integers' upper and lower halves, summed, times the base of the levels
   };
   uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
-                      // paired: [tiles of codes][steps][digits][8 quads][2 words of a row], quads as Codes has them of these words
+                      // paired: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps = 4 / bits, w < 2
   Segment* segments;  // [tiles][cuts][each]
   int64_t M, K, group;
   int bits, digits;
@@ -104,7 +104,7 @@ struct LutIntegers {
   // small or large that its step or its sums leave the range of float32, and in none most values are below 2**-7 of the largest.
   // Else it is zeros.
   void (*split)(const IntegerRows&, const IntegerLevels&, int64_t begin, int64_t end, const void* x, int dtype, char* fits);
-  // One row of x, not for tiles, affine levels of 2 bits or more: columns of stripes [begin, end) of y = x w^T + bias. For 1 bit
+  // One row of x, not for tiles nor paired, affine levels of 2 bits or more: columns of stripes [begin, end) of y = x w^T + bias. For 1 bit
   // LutAlone's tables of nibbles are faster.
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
 };

@@ -7,7 +7,9 @@
 #if QK_ISA == 512
 #ifndef QK_TILES_IN_SOFTWARE
 QK_ALSO("gfni")  // which every processor with these tiles has
+#ifndef QK_GFNI
 #define QK_GFNI
+#endif
 #endif
 #include "lut_quads.h"
 #include "lut_tiles.h"
@@ -88,7 +90,7 @@ void linear(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t
 }
 
 }  // namespace
-#ifdef QK_GFNI
+#ifndef QK_TILES_IN_SOFTWARE
 QK_NO_MORE
 #endif
 QK_KERNELS(LutIntegersAmx, lut_integers_amx, {linear})

@@ -1,6 +1,6 @@
 // One row of x times a weight in integers, as lut_integers_simd.cpp has it, with fewer instructions: a tile of codes is turned only so
 // far that a register has two words of eight rows. Products of both words add up apart, each with its own columns of x, and meet at
-// the end of a segment. Codes come down to the lowest bits of their bytes by products of bits, so that all have the same sums.
+// the end of a segment. Codes that are not in the lowest bits of their bytes come there by products of bits, so that all have the same sums.
 #include "../common/simd.h"
 #include "lut_integers.h"
 

@@ -1,5 +1,5 @@
 // Codes as bytes, four columns to a word, and what their integer sums become: for the kernels of lut_integers.h. A file that defines
-// QK_GFNI brings codes down to the lowest bits by products of bits.
+// QK_GFNI before it includes this, with QK_ALSO("gfni") in force, brings codes down to the lowest bits by products of bits.
 #pragma once
 #include "lut_integers.h"
 #include "lut_words.h"

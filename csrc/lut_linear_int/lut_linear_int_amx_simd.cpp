@@ -6,7 +6,9 @@
 #if QK_ISA == 512
 #ifndef QK_TILES_IN_SOFTWARE
 QK_ALSO("gfni")  // which every processor with these tiles has
+#ifndef QK_GFNI
 #define QK_GFNI
+#endif
 #endif
 #include "lut_linear_int_bytes.h"
 #include "../lut_linear/lut_tiles.h"
@@ -75,7 +77,7 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
 }
 
 }  // namespace
-#ifdef QK_GFNI
+#ifndef QK_TILES_IN_SOFTWARE
 QK_NO_MORE
 #endif
 QK_KERNELS(LutIntAmx, lut_linear_int_amx, {linear})

@@ -1,7 +1,7 @@
 // lut_linear in integers, on the instruction set QK_ISA: the bits of its definition (csrc/lut_linear/lut_integers_simd.cpp), with 64-bit
 // integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too, with QK_GFNI that for eight rows a register.
 #ifdef QK_GFNI
-#include "../../csrc/lut_linear/lut_integers_eights_simd.cpp"
+#include "../../csrc/lut_linear/lut_integers_eights_simd.cpp"  // first, for lut_quads.h needs what it has in force
 #endif
 #include "../../csrc/lut_linear/lut_integers_simd.cpp"
 #ifdef QK_TILES_IN_SOFTWARE
@@ -65,22 +65,20 @@ struct Given {
     split(rows, levels, M / 2, M, in.get(), kind<T>, all.data());
     if (fits) *fits = all;
     CHECK(std::all_of(memory.get() + used, memory.get() + rows.bytes(), [](uint8_t byte) { return byte == 0xa5; }));
-    const qk::Output to{out.get(), kind<T>};
-    for (int64_t begin : {int64_t(0), w.stripes / 2}) {
-      const int64_t end = begin ? w.stripes : w.stripes / 2;
+    for (int64_t begin = 0, end = w.stripes / 2; begin < w.stripes; begin = end, end = w.stripes) {
+      Memory<T> part(M * w.N);
+      const qk::Output to{part.get(), kind<T>};
 #ifdef QK_TILES_IN_SOFTWARE
       Memory<uint8_t> scratch(LutIntegersAmx::scratch(rows));
-      if (tiles) { linear(w.packed(), levels, begin, end, rows, bias, to, scratch.get()); continue; }
-#endif
-      alone_with(eights)(w.packed(), levels, begin, end, rows, bias, to);
-    }
-    if (w.stripes == 1) {
-#ifdef QK_TILES_IN_SOFTWARE
-      Memory<uint8_t> scratch(LutIntegersAmx::scratch(rows));
-      if (tiles) linear(w.packed(), levels, 0, 1, rows, bias, to, scratch.get());
+      if (tiles) linear(w.packed(), levels, begin, end, rows, bias, to, scratch.get());
       else
 #endif
-      alone_with(eights)(w.packed(), levels, 0, 1, rows, bias, to);
+      alone_with(eights)(w.packed(), levels, begin, end, rows, bias, to);
+      for (int64_t i = 0; i < M * w.N; i++) {
+        const int64_t stripe = i % w.N / 16;
+        if (stripe >= begin && stripe < end) out[i] = part[i];
+        else CHECK(std::isnan(qk::to_float(part[i])));  // as Memory was
+      }
     }
     std::vector<float> y(M * w.N);
     for (int64_t i = 0; i < M * w.N; i++) y[i] = qk::to_float(out[i]);
