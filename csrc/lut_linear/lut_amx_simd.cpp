@@ -117,9 +117,9 @@ template <int bits, class Levels, int parts> struct Products : Usual {
       if constexpr (n == 2) tile_dot<r + 2, 5, 6 + r>();
     }
   }
-  template <int n> QK_HD static void multiply(const uint8_t* weights, int b) {
-    multiply_stripe<n, 0>(weights + at(b, 0));
-    multiply_stripe<n, 1>(weights + at(b, 1));
+  template <int n> QK_HD static void multiply(const uint8_t* weights) {
+    multiply_stripe<n, 0>(weights);
+    multiply_stripe<n, 1>(weights + at(0, 1));
   }
 
   template <int x_parts> QK_HD void add_rows(const float* sum, F scale, float* total) const {

@@ -49,16 +49,18 @@ template <int bits, bool by_table> struct Integers : Usual {
     tile_dot_bytes<r, 4, 6 + r, true, by_table>();
     if constexpr (n == 2) tile_dot_bytes<r + 2, 5, 6 + r, true, by_table>();
   }
-  template <int n> QK_HD static void multiply(const uint8_t* weights, int b) {
-    multiply_stripe<n, 0>(weights + at(b, 0));
-    multiply_stripe<n, 1>(weights + at(b, 1));
+  template <int n> QK_HD static void multiply(const uint8_t* weights) {
+    multiply_stripe<n, 0>(weights);
+    multiply_stripe<n, 1>(weights + at(0, 1));
   }
 
   template <int digits> QK_HD void add_rows(const uint32_t (*sum)[16], F scale, const IntegerRows::Segment* segment, float* total) const {
-    for (int64_t j = 0; j < x.each; j++, sum += digits, segment++, total += kLanes) {
+    const int64_t each = x.each;  // what is stored could lie anywhere
+    const int32_t by = factor;
+    for (int64_t j = 0; j < each; j++, sum += digits, segment++, total += kLanes) {
       I digit[digits];
       for (int d = 0; d < digits; d++) digit[d] = {_mm512_load_si512(sum[d])};
-      store(total, fused(in_steps(digit, factor, *segment), scale, load(total)));
+      store(total, fused(in_steps(digit, by, *segment), scale, load(total)));
     }
   }
   QK_HD void add(const uint32_t (*sums)[16][16], int which, F scale, Note note, float* total) const {

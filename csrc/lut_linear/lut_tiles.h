@@ -1,7 +1,7 @@
 // Rows of x times a packed weight on matrix tiles, two stripes at a time, or one for which there are two sums: they are decoded into
 // memory, the only way into a tile, chunk after chunk, while the chunk before is multiplied.
 //
-// A Form is how: into what codes are decoded (kBits, kBlockBytes of a sub-block, at, table.block), how `depth` sub-blocks are
+// A Form is how: into what codes are decoded (kBits, kBlockBytes of a sub-block, at, in equal steps of both, table.block), how `depth` sub-blocks are
 // multiplied by a tile of x with rows of x_bytes (multiply), how the sums of a segment are added to the totals (Note, note, add), and
 // what it does not leave to Usual; and x. Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
 #pragma once
@@ -42,7 +42,8 @@ template <class Form> struct Decoder {
   QK_HD void unit(int64_t chunk, int unit, uint8_t* to) const {
     const int r = unit % kStripes, first = unit / kStripes * kSlice;
     if (chunk + first >= blocks) return;
-    const int skip = int((chunk + first) % C::kBlocks);
+    const int skip = kSlice == C::kBlocks ? 0 : int((chunk + first) % C::kBlocks);  // what of a unit is before the slice
+    to += Form::at(first - skip, r);
     I words[1][C::kWords];
     codes.load(stripe[r], chunk + first - skip, words[0]);
     for (int b = 0; b < kSlice; b++)
@@ -50,7 +51,7 @@ template <class Form> struct Decoder {
     const auto table = form.table;  // in registers: what is stored could lie anywhere
     for (int f = 0; f < C::kBlocks; f += C::kSteps)  // the last ones may lie beyond the row, and are not used then
       QK_UNROLL for (int s = 0; s < C::kSteps; s++)
-        if (kSlice == C::kBlocks || (f + s >= skip && f + s < skip + kSlice)) table.block(words, f, s, to + Form::at(first + f + s - skip, r));
+        if (kSlice == C::kBlocks || (f + s >= skip && f + s < skip + kSlice)) table.block(words, f, s, to + (f + s) * Form::at(1, 0));
   }
 };
 
@@ -114,10 +115,10 @@ template <class Form> struct Stripes {
       const int64_t end = lower(form.segment_end(block, cut.group * w.group / kBlock), cut.group_end), segment = lower(end, stop);
       if (!cut.open) clear<n>();
       else if (sums) load_sums<n>(sums);
-      for (; block < segment; block += depth, x += next_x) {
+      for (; block < segment; block += depth, x += next_x, weights += depth * Form::at(1, 0)) {
         tile_load<4>(x, x_bytes);
         if constexpr (n == 2) tile_load<5>(more, x_bytes), more += next_x;
-        Form::template multiply<n>(weights, int(block - chunk));
+        Form::template multiply<n>(weights);
         ended.add(form);
         for (due += units * depth; due >= D::kBlocks; due -= D::kBlocks) decoder.unit(chunk + D::kBlocks, unit++, other);
       }

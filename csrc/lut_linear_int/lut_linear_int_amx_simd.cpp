@@ -42,9 +42,9 @@ template <int bits, int tables, bool x_signed> struct Products {
     tile_dot_bytes<part, 4, 6 + part, x_signed, !x_signed>();
     if constexpr (n == 2) tile_dot_bytes<part + 2, 5, 6 + part, x_signed, !x_signed>();
   }
-  template <int n> QK_HD static void multiply(const uint8_t* weights, int b) {
-    multiply_part<n, 0>(weights + at(b, 0));
-    multiply_part<n, 1>(weights + at(b, 1));
+  template <int n> QK_HD static void multiply(const uint8_t* weights) {
+    multiply_part<n, 0>(weights);
+    multiply_part<n, 1>(weights + at(0, 1));
   }
 
   QK_HD void add(const uint32_t (*sums)[16][16], int which, F scale, Note note, float* total) const {
