@@ -1,9 +1,9 @@
 // Rows of x times a packed weight on matrix tiles, two stripes at a time, or one for which there are two sums: they are decoded into
 // memory, the only way into a tile, chunk after chunk, while the chunk before is multiplied.
 //
-// A Form is how: into what codes are decoded (kBits, kBlockBytes of a sub-block, at, in equal steps of both, table.block), how `depth` sub-blocks are
-// multiplied by a tile of x with rows of x_bytes (multiply), how the sums of a segment are added to the totals (Note, note, add), and
-// what it does not leave to Usual; and x. Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
+// A Form is how: into what codes are decoded (kBits, kBlockBytes of a sub-block, at, in equal steps of sub-blocks and of stripes,
+// table.block), how `depth` sub-blocks are multiplied by a tile of x with rows of x_bytes (multiply), how the sums of a segment are added
+// to the totals (Note, note, add), and what it does not leave to Usual; and x. Tiles 0 to 3 are sums, 4 and 5 x, 6 and 7 weights.
 #pragma once
 #include "../common/amx.h"
 #include "lut_words.h"
@@ -43,7 +43,7 @@ template <class Form> struct Decoder {
     const int r = unit % kStripes, first = unit / kStripes * kSlice;
     if (chunk + first >= blocks) return;
     const int skip = kSlice == C::kBlocks ? 0 : int((chunk + first) % C::kBlocks);  // what of a unit is before the slice
-    to += Form::at(first - skip, r);
+    const int64_t start = Form::at(first - skip, r);
     I words[1][C::kWords];
     codes.load(stripe[r], chunk + first - skip, words[0]);
     for (int b = 0; b < kSlice; b++)
@@ -51,7 +51,7 @@ template <class Form> struct Decoder {
     const auto table = form.table;  // in registers: what is stored could lie anywhere
     for (int f = 0; f < C::kBlocks; f += C::kSteps)  // the last ones may lie beyond the row, and are not used then
       QK_UNROLL for (int s = 0; s < C::kSteps; s++)
-        if (kSlice == C::kBlocks || (f + s >= skip && f + s < skip + kSlice)) table.block(words, f, s, to + (f + s) * Form::at(1, 0));
+        if (kSlice == C::kBlocks || (f + s >= skip && f + s < skip + kSlice)) table.block(words, f, s, to + (start + (f + s) * Form::at(1, 0)));
   }
 };
 
