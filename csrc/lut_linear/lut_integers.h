@@ -70,24 +70,26 @@ struct IntegerRows {
     int32_t high, low;  // the integers' upper and lower halves, summed, times the base of the levels
   };
   uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
-                      // paired: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps = 4 / bits, w < 2
+                      // paired: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps = 4 / bits, w < 2:
+                      // s is a unit of depth 2
   Segment* segments;  // [tiles][cuts][each]
   int64_t M, K, group;
   int bits, digits;
   bool for_tiles;
   bool paired = false;  // one row of 2 or 4 bits, for LutIntegersEights
-  int depth = for_tiles && (group % 64 == 0 || group == K) ? 2 : 1;  // sub-blocks of 32 columns in a unit
+  int depth = paired || (for_tiles && (group % 64 == 0 || group == K)) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
-  int64_t whole = paired ? 256 / bits : 32 * depth;  // columns
+  int64_t whole = paired ? 256 / bits : 32 * depth;  // columns that K is filled up to a multiple of
   int64_t units = (K + whole - 1) / whole * (whole / (32 * depth)), cuts = (K + 127) / 128 + K / group;  // or fewer
   QK_HD int64_t height() const { return each * digits; }   // of a tile
   QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
   QK_HD uint8_t* bytes_of(int64_t tile, int64_t b) const {  // sub-block b of the first row, digit 0
+    int64_t unit = b >> (depth - 1), from = (b & (depth - 1)) * 32;
     if (paired) {
-      const int64_t both = 8 / bits, steps = both / 2;  // sub-blocks of a tile, of a word
-      return data + (b / both * steps + b % steps) * digits * 64 + b % both / steps * 4;
+      const int64_t steps = 4 / bits;
+      unit = b / (2 * steps) * steps + b % steps, from = b / steps % 2 * 4;
     }
-    return data + (tile * units + (b >> (depth - 1))) * height() * stride() + (b & (depth - 1)) * 32;
+    return data + (tile * units + unit) * height() * stride() + from;
   }
   QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
   QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // of three digits less is used, but without AVX-512

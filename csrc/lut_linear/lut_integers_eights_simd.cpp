@@ -6,9 +6,7 @@
 
 #if QK_ISA == 512
 QK_ALSO("avx512vnni,gfni")
-#ifndef QK_GFNI
-#define QK_GFNI
-#endif
+#define QK_GFNI 1
 #include "lut_quads.h"
 
 namespace {
@@ -37,9 +35,8 @@ void eights_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
   const Plane<bits> plane(w.codes, w.K);
   const int32_t factor = levels.factor;
   for (int64_t stripe = begin; stripe < end; stripe++) {
-    const IntegerRows::Segment* segment = x.segments;
     const uint8_t *from = x.data, *tile = plane.first + stripe * plane.stride;
-    int64_t group = 0, stop = qk::segment_end(0, w.group, w.K), group_end = w.group;
+    Place place(w, x);
     F total(0.0f);
     I sum[2][2][digits];  // [every other quad][h]: more products at a time
     const auto clear = [&] { for (auto& s : sum) for (auto& h : s) for (I& d : h) d = all(0); };
@@ -67,17 +64,15 @@ void eights_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
           }
         }
       }
-      if (column < stop) continue;
+      if (column < place.stop) continue;
       I digit[digits];
       QK_UNROLL for (int d = 0; d < digits; d++) {
         const I first = sum[0][0][d] + sum[1][0][d], second = sum[0][1][d] + sum[1][1][d];
         digit[d] = I{word_of(first.v, second.v, 0)} + I{word_of(first.v, second.v, 1)};
       }
-      total = fused(in_steps(digit, factor, *segment), scale_of(w, stripe, group), total);
+      total = fused(in_steps(digit, factor, *place.segment), scale_of(w, stripe, place.group), total);
       clear();
-      segment++;
-      if (stop == group_end) group_end += w.group, group++;
-      stop = lower((stop / 128 + 1) * 128, group_end);  // qk::segment_end, without its division
+      place.next(w);
     }
     write(w, stripe, total, bias, y, 0);
   }

@@ -54,8 +54,9 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const In
   for (int i = 0; i < 32; i++) order[i] = word(i);
   const __m512i low = _mm512_load_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(4));
   const auto put_one = [&](__m256i quads, int digit) {
-    if (rows.paired) _mm512_mask_storeu_epi32(to + digit * 64, 0x5555, _mm512_maskz_cvtepu32_epi64(0xff, quads));
-    else _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + digit * rows.stride()), quads);
+    uint8_t* const at = to + digit * rows.stride();
+    if (rows.paired) _mm512_mask_storeu_epi32(at, 0x5555, _mm512_maskz_cvtepu32_epi64(0xff, quads));
+    else _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), quads);
   };
   const auto put = [&](__m512i v, int digit) {
     put_one(_mm512_castsi512_si256(v), digit);
@@ -229,10 +230,8 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
   const int64_t blocks = (w.K + kBlock - 1) / kBlock;
   const int32_t factor = levels.factor;
   for (int64_t stripe = begin; stripe < end; stripe++) {
-    const IntegerRows::Segment* segment = x.segments;
     const uint8_t* from = x.data;
-    int64_t group = 0;
-    int64_t stop = qk::segment_end(0, w.group, w.K), group_end = w.group;
+    Place place(w, x);
     F total(0.0f);
     I words[1][C::kWords];
     Sums8<bits, digits> sums;
@@ -249,12 +248,10 @@ void alone_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
             codes.prefetch_far(stripe, block, t);
             sums.octet(words, first, s, t, from);
           }
-          if ((block + 1) * kBlock < stop) continue;
-          total = fused(sums.in_steps(factor, *segment), scale_of(w, stripe, group), total);
+          if ((block + 1) * kBlock < place.stop) continue;
+          total = fused(sums.in_steps(factor, *place.segment), scale_of(w, stripe, place.group), total);
           sums.clear();
-          segment++;
-          if (stop == group_end) group_end += w.group, group++;
-          stop = lower((stop / 128 + 1) * 128, group_end);  // qk::segment_end, without its division
+          place.next(w);
         }
       }
     }

@@ -27,17 +27,17 @@ inline const LutAlone& lut_alone_of(const Packed&) { return lut_alone_kernels();
 // What multiplies integers, chosen at once: the layout of x is a matter of both. Without VNNI, AVX-512's kernels cannot run.
 struct IntegersHere {
   const LutIntegers* kernels;
-  decltype(LutIntegersAmx::linear) tiles;  // or null
-  decltype(LutIntegersEights::alone) eights;  // or null
+  decltype(LutIntegersAmx::linear) tiles = nullptr;  // where there are none
+  decltype(LutIntegersEights::alone) eights = nullptr;
 };
 inline IntegersHere integers_here() {
 #ifdef __x86_64__
   const Isa now = isa();
   if (now >= kAvx512 && has_vnni())
     return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, has_gfni() ? lut_integers_eights_avx512.alone : nullptr};
-  if (now >= kAvx2) return {&lut_integers_avx2, nullptr, nullptr};
+  if (now >= kAvx2) return {&lut_integers_avx2};
 #endif
-  return {&lut_integers_scalar, nullptr, nullptr};
+  return {&lut_integers_scalar};
 }
 
 }  // namespace qk

@@ -75,6 +75,19 @@ template <int bits> struct ByteTable {
 };
 #endif
 
+// Where in a row of x: its segment, which ends at column `stop`, and the group.
+struct Place {
+  const qk::IntegerRows::Segment* segment;
+  int64_t group = 0, stop, group_end;
+  QK_HD Place(const Packed& w, const qk::IntegerRows& x)
+      : segment(x.segments), stop(qk::segment_end(0, w.group, w.K)), group_end(w.group) {}
+  QK_HD void next(const Packed& w) {
+    segment++;
+    if (stop == group_end) group_end += w.group, group++;
+    stop = lower((stop / 128 + 1) * 128, group_end);  // qk::segment_end, without its division
+  }
+};
+
 // A segment in units of the levels: upper and lower halves of integers, summed and multiplied as codes are (see IntegerLevels). What
 // the lower ones carry over goes to the upper ones, so that the same integer gives the same bits, however it was halved.
 QK_IN F in_steps(I high, I low, int32_t factor, const qk::IntegerRows::Segment& s) {

@@ -6,9 +6,7 @@
 #if QK_ISA == 512
 #ifndef QK_TILES_IN_SOFTWARE
 QK_ALSO("gfni")  // which every processor with these tiles has
-#ifndef QK_GFNI
-#define QK_GFNI
-#endif
+#define QK_GFNI 1
 #endif
 #include "lut_linear_int_bytes.h"
 #include "../lut_linear/lut_tiles.h"
