@@ -19,7 +19,7 @@ QK_ALSO("avx512vbmi")  // which every processor with these tiles has
 
 namespace {
 
-using qk::AmxLevels;
+using qk::BfloatLevels;
 using qk::AmxRows;
 
 constexpr int kTileBytes = 1024;  // of a tile of the weight
@@ -42,7 +42,7 @@ void split(const AmxRows& rows, int64_t begin, int64_t end, const void* x, int d
 // Pairs of levels by pairs of codes: up to 4 bits by tables of bfloat16.
 template <int bits, class Levels, int parts> struct Pairs {
   __m512i table[parts];
-  explicit Pairs(const Packed&, const AmxLevels& levels) {
+  explicit Pairs(const Packed&, const BfloatLevels& levels) {
     for (int p = 0; p < parts; p++) {
       uint16_t all[32];  // only the lowest bits of an index are the code
       for (int i = 0; i < 32; i++) all[i] = levels.part[p][i & ((1 << bits) - 1)];
@@ -60,7 +60,7 @@ template <int bits, class Levels, int parts> struct Pairs {
 };
 template <class Levels, int parts> struct Pairs<8, Levels, parts> {  // 8 bits, evenly spaced: as floats first
   Levels table;
-  explicit Pairs(const Packed& w, const AmxLevels&) : table(w) {}
+  explicit Pairs(const Packed& w, const BfloatLevels&) : table(w) {}
   QK_HD void block(const I (&words)[1][Codes<8>::kWords], int, int, uint8_t* to) const {
     const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
     for (int t = 0; t < 4; t++)
@@ -78,7 +78,7 @@ template <class Levels, int parts> struct Pairs<8, Levels, parts> {  // 8 bits, 
 
 template <int parts> struct Pairs<8, Table<8>, parts> {
   ByteTable table[parts][2];
-  explicit Pairs(const Packed&, const AmxLevels& levels) {
+  explicit Pairs(const Packed&, const BfloatLevels& levels) {
     uint8_t all[256];
     for (int p = 0; p < parts; p++)
       for (int b = 0; b < 2; b++) {
@@ -138,7 +138,7 @@ template <int bits, class Levels, int parts> struct Products : Usual {
 };
 
 template <int bits, class Levels, int parts>
-void stripes(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
+void stripes(const Packed& w, const BfloatLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
              uint8_t* scratch) {
   using Form = Products<bits, Levels, parts>;
   static_assert(2 * Decoder<Form>::kBytes <= qk::LutAmx::kBuffer);
@@ -147,7 +147,7 @@ void stripes(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t en
   all_stripes(w, form, begin, end, bias, y, scratch, totals, reinterpret_cast<uint32_t*>(totals + x.tiles * x.each * 2 * kLanes));
 }
 
-void linear(const Packed& w, const AmxLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
+void linear(const Packed& w, const BfloatLevels& levels, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
             uint8_t* scratch) {
   for_kind(w, [&](auto kind) {
     using L = typename decltype(kind)::Levels;

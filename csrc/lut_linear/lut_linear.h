@@ -58,12 +58,13 @@ struct LutAlone {
   void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y);
 };
 
-// For 2 to kRows bfloat16 activation rows, levels that are bfloat16 and not denormal, and up to 4 bits; null without the instruction.
+// For M > 1 bfloat16 activation rows, levels that are bfloat16 and not denormal, and up to 4 bits; null without the instruction.
 // Its sums have another order, and what is denormal in them counts as 0.
 struct LutPairs {
-  static constexpr int kRows = 4;
-  // x: [K rounded up to 32, / 2][M]: of octet o, entry 4 o + i holds column 8 o + i, and column 8 o + i + 4 in its upper half.
-  void (*linear)(const Packed&, int64_t begin, int64_t end, const uint32_t* x, int64_t M, const float* bias, Output y);
+  static constexpr int kRows = 24;  // of a tile: their sums are in registers
+  // x: [K rounded up to 32, / 2][height], 0 from row `rows` on: of octet o, entry 4 o + i holds column 8 o + i, and column 8 o + i + 4 in
+  // its upper half. height: even, 2 to kRows.
+  void (*linear)(const Packed&, int64_t begin, int64_t end, const uint32_t* x, int64_t rows, int64_t height, const float* bias, Output y);
 };
 
 // x as tiles of AMX-BF16 take it: a value is the sum of `parts` bfloat16 values, exactly (1, 2, 3 for bfloat16, float16, float32),
@@ -84,13 +85,13 @@ struct AmxRows {
 };
 
 // Levels as sums of as few bfloat16 values, exactly.
-struct AmxLevels {
+struct BfloatLevels {
   int parts = 1;
   uint16_t part[3][256] = {};  // the largest first
   float smallest = __builtin_inff();  // of the levels' sizes but 0
   bool fit = true;  // for tiles, to which what is denormal is 0: all are finite, and no part but 0 is denormal
 
-  AmxLevels(const float* levels, int count) {
+  BfloatLevels(const float* levels, int count) {
     for (int c = 0; c < count; c++) {
       float rest = levels[c];
       const float size = rest < 0 ? -rest : rest;
@@ -117,7 +118,7 @@ struct LutAmx {
   void (*split)(const AmxRows&, int64_t begin, int64_t end, const void* x, int dtype, float least, char* fits);
   // Columns of stripes [begin, end) of y = x w^T + bias.
   // scratch: kBuffer bytes, then as many as scratch() says.
-  void (*linear)(const Packed&, const AmxLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
+  void (*linear)(const Packed&, const BfloatLevels&, int64_t begin, int64_t end, const AmxRows& x, const float* bias, Output y,
                  uint8_t* scratch);
   static int64_t scratch(const AmxRows& x) { return kBuffer + x.tiles * x.each * 2 * 64 + (x.tiles + 1) / 2 * 4096; }
 };

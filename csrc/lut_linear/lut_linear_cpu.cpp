@@ -38,9 +38,6 @@ struct Weight {
   bool is_finite() const {
     return std::all_of(levels.begin(), levels.begin() + count, [](float l) { return std::isfinite(l); });
   }
-  bool in_bfloat16() const {
-    return packed.narrow && std::all_of(levels.begin(), levels.end(), [](float l) { return l == 0 || std::isnormal(l); });
-  }
 };
 
 int64_t stripes(int64_t n) { return (n + qk::kStripe - 1) / qk::kStripe; }
@@ -83,13 +80,32 @@ std::vector<float> in_tiles(const void* x, int dtype, int64_t M, int64_t k, int6
   return out;
 }
 
-// x [M, k] bfloat16 -> as LutPairs takes it.
-std::vector<uint32_t> in_pairs(const void* x, int64_t M, int64_t k) {
-  const uint16_t* from = static_cast<const uint16_t*>(x);
-  std::vector<uint32_t> out((k + 31) / 32 * 16 * M);
-  for (int64_t m = 0; m < M; m++)
-    for (int64_t i = 0; i < k; i++) out[(i / 8 * 4 + i % 4) * M + m] |= uint32_t(from[m * k + i]) << (i % 8 < 4 ? 0 : 16);
-  return out;
+// Rows m and up of x as LutPairs takes them.
+struct PairRows {
+  int64_t m, rows, height;
+  uint32_t* pairs;
+};
+
+// x [M, k] bfloat16 in so few tiles as can be, which share its rows evenly, two by two.
+std::vector<PairRows> in_pairs(const uint16_t* x, int64_t M, int64_t k, std::vector<uint32_t>& memory) {
+  const int64_t twos = (M + 1) / 2, most = qk::LutPairs::kRows / 2, count = (twos + most - 1) / most, octets = (k + 31) / 32 * 4;
+  memory.resize(octets * 4 * twos * 2);
+  std::vector<PairRows> tiles;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t m = twos * i / count * 2, end = twos * (i + 1) / count * 2;
+    tiles.push_back({m, std::min(end, M) - m, end - m, memory.data() + octets * 4 * m});
+  }
+  torch::stable::parallel_for(0, octets, std::max<int64_t>(1, 4096 / M), [&](int64_t begin, int64_t end) {
+    for (const PairRows& tile : tiles)
+      for (int64_t m = 0; m < tile.rows; m++)
+        for (int64_t o = begin; o < std::min(end, (k + 7) / 8); o++) {
+          uint16_t octet[8] = {};
+          memcpy(octet, x + (tile.m + m) * k + o * 8, std::min<int64_t>(8, k - o * 8) * 2);
+          uint32_t* const to = tile.pairs + o * 4 * tile.height + m;
+          for (int i = 0; i < 4; i++) to[i * tile.height] = octet[i] | uint32_t(octet[i + 4]) << 16;
+        }
+  });
+  return tiles;
 }
 
 // start(), once in each thread, gives body(begin, end): stripes, for M rows of x.
@@ -157,21 +173,36 @@ void by_rows(const Weight& w, const float* bias, const Rows& rows) {
 }
 constexpr size_t kLeastRows = 2;  // for by_rows
 
-// By products of pairs; false where they are not for the weight, or this many rows.
-bool by_pairs(const Weight& w, const float* bias, const Rows& rows) {
+// Whether all of it is 0, or what is denormal in its sums, and counts as 0 by these instructions, is no more than a rounding.
+bool fits_pairs(const uint16_t* row, int64_t K, float least) {
+  uint16_t most = 0;
+  for (int64_t k = 0; k < K; k++) most = std::max(most, uint16_t(row[k] & 0x7fff));
+  return most == 0 || qk::from_bits(uint32_t(most) << 16) >= least;
+}
+
+// By products of pairs; false where they are not for the weight, or for x.
+bool by_pairs(const Weight& w, const float* bias, Rows rows) {
   const auto linear = qk::lut_pairs_kernels().linear;
-  if (!linear || qk::isa() != qk::kAvx512Bf16 || w.packed.bits > 4 || rows.dtype != 2 || rows.M < 2 || rows.M > qk::LutPairs::kRows ||
-      !w.in_bfloat16())
-    return false;
-  const std::vector<uint32_t> columns = in_pairs(rows.x, rows.M, rows.K);
+  if (!linear || qk::isa() != qk::kAvx512Bf16 || w.packed.bits > 4 || rows.dtype != 2 || rows.M < 2) return false;
+  const qk::BfloatLevels levels(w.levels.data(), w.count);
+  if (!levels.fit || levels.parts > 1) return false;
+  const uint16_t* const x = static_cast<const uint16_t*>(rows.x);
+  std::vector<uint32_t> memory;
+  const std::vector<PairRows> tiles = in_pairs(x, rows.M, rows.K, memory);
+  std::vector<char> fits(rows.M);
+  for (int64_t m = 0; m < rows.M; m++) fits[m] = fits_pairs(x + m * rows.K, rows.K, levels.least());
   over_stripes(w, rows.M, [&] {
-    return [&](int64_t begin, int64_t end) { linear(w.packed, begin, end, columns.data(), rows.M, bias, rows.to(0)); };
+    return [&](int64_t begin, int64_t end) {
+      for (const PairRows& tile : tiles) linear(w.packed, begin, end, tile.pairs, tile.rows, tile.height, bias, rows.to(tile.m));
+    };
   });
+  rows.note(fits, 0);
+  rows.finish(kLeastRows, [&](const Rows& left) { by_rows(w, bias, left); });
   return true;
 }
 
 // Up to how many rows levels of several parts cost more to decode than tiles save: rows of float32 always.
-int64_t few_rows(const Weight& w, const qk::AmxLevels& levels, int dtype) {
+int64_t few_rows(const Weight& w, const qk::BfloatLevels& levels, int dtype) {
   if (levels.parts == 1) return 1;
   if (dtype == 0) return INT64_MAX;
   return levels.parts == 3 && w.packed.bits == 8 && !w.packed.uniform ? 12 : 5;
@@ -182,7 +213,7 @@ int64_t few_rows(const Weight& w, const qk::AmxLevels& levels, int dtype) {
 bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
   const qk::LutAmx& amx = qk::lut_amx_kernels();
   if (rows.M == 1 || !amx.linear) return false;  // null if another thread has just chosen another instruction set
-  const qk::AmxLevels levels(w.levels.data(), w.count);
+  const qk::BfloatLevels levels(w.levels.data(), w.count);
   if (!levels.fit || of <= few_rows(w, levels, rows.dtype)) return false;
   static thread_local std::vector<uint8_t> memory;
   const int64_t K = w.packed.K, step = qk::AmxRows{nullptr, rows.M, K, 3 - rows.dtype}.held();

@@ -18,7 +18,7 @@ template <class T> constexpr int kind = sizeof(T) == 4 ? 0 : std::is_same_v<T, h
 // y = x w^T + bias, in two ranges of stripes; fits[m] as split says.
 template <class T>
 std::vector<float> product(const Weight& w, const std::vector<float>& x, int64_t M, const float* bias, std::vector<char>* fits = nullptr) {
-  const AmxLevels levels(w.levels.get(), int(w.levels.size));
+  const BfloatLevels levels(w.levels.get(), int(w.levels.size));
   Memory<T> in(M * w.K), out(M * w.N);
   for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
   AmxRows rows{nullptr, M, w.K, 3 - kind<T>};

@@ -63,14 +63,15 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
   std::vector<float> x(M * K), bias(N), y(M * N, NAN);
   for (float& v : x) v = integers ? float(int(random() % 9) - 4) : rounded(float(random()) / 2e9f - 1);
   for (float& v : bias) v = float(int(random() % 9) - 4);
-  std::vector<uint32_t> pairs((K + 31) / 32 * 16 * M);
+  const int64_t height = (M + 1) / 2 * 2;
+  std::vector<uint32_t> pairs((K + 31) / 32 * 16 * height);
   for (int64_t m = 0; m < M; m++)
     for (int64_t k = 0; k < K; k++)
-      pairs[(k / 8 * 4 + k % 4) * M + m] |= qk::bits_of(x[m * K + k]) >> 16 << (k % 8 < 4 ? 0 : 16);
+      pairs[(k / 8 * 4 + k % 4) * height + m] |= qk::bits_of(x[m * K + k]) >> 16 << (k % 8 < 4 ? 0 : 16);
   const Packed w{p.packed.data(), p.levels.data(), p.scale.data(), bits, N, K, group, K / group};
   const int64_t stripes = (N + 15) / 16;
-  qk::lut_pairs_avx512.linear(w, 0, stripes / 2, pairs.data(), M, bias.data(), {y.data(), 0});
-  qk::lut_pairs_avx512.linear(w, stripes / 2, stripes, pairs.data(), M, bias.data(), {y.data(), 0});
+  qk::lut_pairs_avx512.linear(w, 0, stripes / 2, pairs.data(), M, height, bias.data(), {y.data(), 0});
+  qk::lut_pairs_avx512.linear(w, stripes / 2, stripes, pairs.data(), M, height, bias.data(), {y.data(), 0});
   for (int64_t m = 0; m < M; m++)
     for (int64_t n = 0; n < N; n++) {
       double want = bias[n], size = 0;
@@ -87,7 +88,7 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
 
 int main() {
   for (int bits = 1; bits <= 4; bits++)
-    for (int64_t M = 2; M <= qk::LutPairs::kRows; M++) {
+    for (int64_t M : {2, 3, 4, 6, 11, 16, 24}) {
       for (int64_t K : {1, 7, 31, 33, 100, 129, 300}) run(bits, K % 40 + 1, K, K, M, true);
       for (int64_t group : {32, 64, 128, 256}) run(bits, 70, 3 * group, group, M, true);
       run(bits, 33, 512, 128, M, false);

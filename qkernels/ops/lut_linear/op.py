@@ -168,16 +168,20 @@ if "cpu" in backends.backends_of("lut_linear"):
 
     @backends.kernel("lut_linear", "cpu")
     def _cpu_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
-        if x.shape[0] < _MANY_ROWS or _by_tiles(x, levels):
+        if x.shape[0] < _MANY_ROWS or _by_instructions(x, levels, bits):
             return _cpu_op(x, codes, levels, scale, bias, bits, group_size, n, k)
         return _chunked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, "auto")
 
 
-def _by_tiles(x: Tensor, levels: Tensor) -> bool:
-    """Whether many rows are faster on the processor's matrix tiles: in float32, of levels that are bfloat16 values."""
-    if torch.ops.qkernels_cpu.isa("") != "amx":
-        return False
-    return x.dtype != torch.float32 or torch.equal(levels.bfloat16().float(), levels)
+def _by_instructions(x: Tensor, levels: Tensor, bits: int) -> bool:
+    """Whether many rows are faster by the processor's instructions for bfloat16 than as the library's matmul: on matrix
+    tiles 16-bit rows, and float32 ones if levels are bfloat16 values; on AVX-512 BF16 if both are, of up to 4 bits."""
+    isa = torch.ops.qkernels_cpu.isa("")
+    if isa == "amx" and x.dtype != torch.float32:
+        return True
+    if isa == "amx" or (isa == "avx512bf16" and x.dtype == torch.bfloat16 and bits <= 4):
+        return torch.equal(levels.bfloat16().float(), levels)
+    return False
 
 
 def _cuda_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
