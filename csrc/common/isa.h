@@ -10,6 +10,8 @@ Isa isa();
 bool has_vnni();  // whether the processor has the products of bytes of AVX-512
 bool has_vbmi();  // and its tables of bytes
 bool has_gfni();  // and products of bits
+// Where two products of bfloat16 take no longer than one of float32, and products of bits take the place of those of bytes, as shifts do not.
+bool is_amd();
 
 // The implementation for isa(), from one per instruction set.
 template <class T>

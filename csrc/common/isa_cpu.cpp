@@ -54,17 +54,6 @@ qk::Isa find_best() {
 #endif
 }
 
-// Multiplies pairs of bfloat16 as fast as single float32 numbers, so that they take half as long: AMD's. Products of bits take the place
-// of others there, which shifts do not.
-bool is_amd() {
-#ifdef __x86_64__
-  unsigned a, name[3];
-  return __get_cpuid(0, &a, &name[0], &name[1], &name[2]) && !memcmp(name, "AuthcAMDenti", 12);
-#else
-  return false;
-#endif
-}
-
 qk::Isa best() {
   static const qk::Isa found = find_best();
   return found;
@@ -87,7 +76,7 @@ std::atomic<int>& current() {
   static std::atomic<int> value = [] {
     const char* wanted = std::getenv("QKERNELS_ISA");
     if (wanted && *wanted) return int(parse(wanted));
-    return int(best() == qk::kAvx512Bf16 && !is_amd() ? qk::kAvx512 : best());
+    return int(best() == qk::kAvx512Bf16 && !qk::is_amd() ? qk::kAvx512 : best());
   }();
   return value;
 }
@@ -123,3 +112,14 @@ bool qk::has_vnni() { return false; }
 bool qk::has_vbmi() { return false; }
 bool qk::has_gfni() { return false; }
 #endif
+bool qk::is_amd() {
+#ifdef __x86_64__
+  static const bool found = [] {
+    unsigned a, name[3];
+    return __get_cpuid(0, &a, &name[0], &name[1], &name[2]) && !memcmp(name, "AuthcAMDenti", 12);
+  }();
+  return found;
+#else
+  return false;
+#endif
+}

@@ -34,7 +34,7 @@ inline IntegersHere integers_here() {
 #ifdef __x86_64__
   const Isa now = isa();
   if (now >= kAvx512 && has_vnni())
-    return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, has_gfni() ? lut_integers_eights_avx512.alone : nullptr};
+    return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, has_gfni() && !is_amd() ? lut_integers_eights_avx512.alone : nullptr};
   if (now >= kAvx2) return {&lut_integers_avx2};
 #endif
   return {&lut_integers_scalar};
