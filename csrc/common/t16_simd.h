@@ -18,18 +18,19 @@ namespace {
 #if QK_ISA == 512
 // rows[h][t]: words 0 and 1 of lane 4 g + t for g = 4 h to 4 h + 3: of row g, of row g + 8, of row g + 1 and so on.
 template <class Word>
+QK_IN void four_rows(const uint8_t* tile, int h, int pair, Word (&rows)[2][4]) {  // t = 2 pair and 2 pair + 1
+  const auto lines = [&](int g) QK_INLINE_LAMBDA {  // g and g + 1: two lanes of each
+    const __m256i* from = reinterpret_cast<const __m256i*>(tile + g * 64 + pair * 32);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(from)), _mm256_loadu_si256(from + 2), 1);
+  };
+  const __m512i a = lines(4 * h), b = lines(4 * h + 2);
+  rows[h][2 * pair] = {_mm512_shuffle_i32x4(a, b, 0x88)};
+  rows[h][2 * pair + 1] = {_mm512_shuffle_i32x4(a, b, 0xdd)};
+}
+template <class Word>
 QK_IN void eight_rows(const uint8_t* tile, Word (&rows)[2][4]) {
-  for (int pair = 0; pair < 2; pair++) {  // t = 2 pair and 2 pair + 1
-    const auto lines = [&](int g) QK_INLINE_LAMBDA {  // g and g + 1: two lanes of each
-      const __m256i* from = reinterpret_cast<const __m256i*>(tile + g * 64 + pair * 32);
-      return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(from)), _mm256_loadu_si256(from + 2), 1);
-    };
-    for (int h = 0; h < 2; h++) {
-      const __m512i a = lines(4 * h), b = lines(4 * h + 2);
-      rows[h][2 * pair] = {_mm512_shuffle_i32x4(a, b, 0x88)};
-      rows[h][2 * pair + 1] = {_mm512_shuffle_i32x4(a, b, 0xdd)};
-    }
-  }
+  for (int pair = 0; pair < 2; pair++)
+    for (int h = 0; h < 2; h++) four_rows(tile, h, pair, rows);
 }
 // Word w of all rows, from the two words of eight rows and of the eight others.
 QK_IN __m512i word_of(__m512i rows, __m512i others, int w) {

@@ -77,9 +77,10 @@ struct IntegerRows {
   int bits, digits;
   bool for_tiles;
   bool paired = false;  // one row of 2 or 4 bits, for LutIntegersEights
+  bool turned = false;  // one row, for LutIntegersTurned: filled up to whole tiles of codes
   int depth = paired || (for_tiles && (group % 64 == 0 || group == K)) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
-  int64_t whole = paired ? 256 / bits : 32 * depth;  // columns that K is filled up to a multiple of
+  int64_t whole = paired || (turned && bits < 8) ? 256 / bits : 32 * depth;  // columns that K is filled up to a multiple of
   int64_t units = (K + whole - 1) / whole * (whole / (32 * depth)), cuts = (K + 127) / 128 + K / group;  // or fewer
   QK_HD int64_t height() const { return each * digits; }   // of a tile
   QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
@@ -106,7 +107,7 @@ struct LutIntegers {
   // small or large that its step or its sums leave the range of float32, and in none most values are below 2**-7 of the largest.
   // Else it is zeros.
   void (*split)(const IntegerRows&, const IntegerLevels&, int64_t begin, int64_t end, const void* x, int dtype, char* fits);
-  // One row of x, not for tiles nor paired, affine levels of 2 bits or more: columns of stripes [begin, end) of y = x w^T + bias. For 1 bit
+  // One row of x, not for tiles, paired nor turned, affine levels of 2 bits or more: columns of stripes [begin, end) of y = x w^T + bias. For 1 bit
   // LutAlone's tables of nibbles are faster.
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
 };
@@ -116,6 +117,12 @@ struct LutIntegers {
 struct LutIntegersEights {
   decltype(LutIntegers::alone) alone;
   static bool takes(const Packed& w) { return w.bits == 8 || ((w.bits == 2 || w.bits == 4) && (w.group == w.K || w.group % (256 / w.bits) == 0)); }
+};
+
+// The same, x turned. Needs AVX-512 VNNI.
+struct LutIntegersTurned {
+  decltype(LutIntegers::alone) alone;
+  static bool takes(const Packed& w) { return LutIntegersEights::takes(w); }
 };
 
 // Any rows, for tiles as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.

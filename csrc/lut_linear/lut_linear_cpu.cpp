@@ -248,14 +248,15 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits == 1)) return false;
   const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
   if (!levels.fit || (!levels.affine && (!tiles || (rows.M == 1 && w.packed.bits == 2)))) return false;  // tables of nibbles are faster
-  if (rows.M == 1 && levels.affine && (w.packed.bits <= 4 || here.eights)) tiles = nullptr;  // they would be nearly empty
+  if (rows.M == 1 && levels.affine && (w.packed.bits <= 4 || here.eights || here.turned)) tiles = nullptr;  // they would be nearly empty
   const bool eights = rows.M == 1 && !tiles && here.eights && qk::LutIntegersEights::takes(w.packed);
-  const auto alone = eights ? here.eights : kernels->alone;
+  const bool turned = here.turned && qk::LutIntegersTurned::takes(w.packed);
+  const auto alone = eights ? here.eights : turned ? here.turned : kernels->alone;
   static thread_local std::vector<uint8_t> memory;
   const int digits = rows.dtype == 0 ? 4 : 3;
   const auto part = [&](int64_t M) {
     return qk::IntegerRows{nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits, digits,
-                           tiles != nullptr, eights && w.packed.bits < 8};
+                           tiles != nullptr, eights && w.packed.bits < 8, turned};
   };
   for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {
     qk::IntegerRows x = part(std::min(step, rows.M - m));

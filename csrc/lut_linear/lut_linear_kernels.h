@@ -16,6 +16,7 @@ namespace qk {
 extern const LutKernels lut_bytes_avx512;
 extern const LutAlone lut_bytes_alone_avx512;
 extern const LutIntegersEights lut_integers_eights_avx512;
+extern const LutIntegersTurned lut_integers_turned_avx512;
 inline bool has_bytes(const Packed& w) { return w.bits == 8 && !w.uniform && isa() >= kAvx512 && has_vbmi(); }
 inline const LutKernels& lut_kernels_of(const Packed& w) { return has_bytes(w) ? lut_bytes_avx512 : lut_kernels(); }
 inline const LutAlone& lut_alone_of(const Packed& w) { return has_bytes(w) ? lut_bytes_alone_avx512 : lut_alone_kernels(); }
@@ -24,17 +25,21 @@ inline const LutKernels& lut_kernels_of(const Packed&) { return lut_kernels(); }
 inline const LutAlone& lut_alone_of(const Packed&) { return lut_alone_kernels(); }
 #endif
 
-// What multiplies integers, chosen at once: the layout of x is a matter of both. Without VNNI, AVX-512's kernels cannot run.
+// What multiplies integers, chosen at once: the layout of x is a matter of all. Without VNNI, AVX-512's kernels cannot run.
 struct IntegersHere {
   const LutIntegers* kernels;
   decltype(LutIntegersAmx::linear) tiles = nullptr;  // where there are none
   decltype(LutIntegersEights::alone) eights = nullptr;
+  decltype(LutIntegersTurned::alone) turned = nullptr;
 };
 inline IntegersHere integers_here() {
 #ifdef __x86_64__
   const Isa now = isa();
-  if (now >= kAvx512 && has_vnni())
-    return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, has_gfni() && !is_amd() ? lut_integers_eights_avx512.alone : nullptr};
+  if (now >= kAvx512 && has_vnni()) {
+    const bool bits = has_gfni() && !is_amd();
+    return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, bits ? lut_integers_eights_avx512.alone : nullptr,
+            bits ? nullptr : lut_integers_turned_avx512.alone};
+  }
   if (now >= kAvx2) return {&lut_integers_avx2};
 #endif
   return {&lut_integers_scalar};

@@ -1,9 +1,12 @@
 // lut_linear in integers, on the instruction set QK_ISA: the bits of its definition (csrc/lut_linear/lut_integers_simd.cpp), with 64-bit
-// integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too, with QK_GFNI that for eight rows a register.
+// integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too, with QK_GFNI the kernel for eight rows a register.
 #ifdef QK_GFNI
 #include "../../csrc/lut_linear/lut_integers_eights_simd.cpp"  // first, for lut_quads.h needs what it has in force
 #endif
 #include "../../csrc/lut_linear/lut_integers_simd.cpp"
+#if QK_ISA == 512
+#include "../../csrc/lut_linear/lut_integers_turned_simd.cpp"
+#endif
 #ifdef QK_TILES_IN_SOFTWARE
 #include "../../csrc/lut_linear/lut_integers_amx_simd.cpp"
 #endif
@@ -13,6 +16,11 @@
 
 namespace {
 
+#ifdef QK_GFNI
+constexpr bool kGfni = true;
+#else
+constexpr bool kGfni = false;
+#endif
 template <class T> constexpr int kind = sizeof(T) == 4 ? 0 : std::is_same_v<T, half> ? 1 : 2;
 
 // A row of y: levels are n times unit, x integers below 2**(full + 1).
@@ -42,20 +50,29 @@ struct Given {
   const IntegerLevels levels;
   explicit Given(const Weight& w) : w(w), levels(w.levels.get(), int(w.levels.size), w.bits) {}
 
-#ifdef QK_GFNI
-  bool has_eights() const { return LutIntegersEights::takes(w.packed()); }
-  static auto alone_with(bool eights) { return eights ? lut_integers_eights_avx512.alone : alone; }
-#else
-  bool has_eights() const { return false; }
-  static auto alone_with(bool) { return alone; }
+  // The kernels for one row: plain, turned and, with GFNI, eights.
+  int ways() const {
+#if QK_ISA == 512
+    if (LutIntegersTurned::takes(w.packed())) return kGfni ? 3 : 2;
 #endif
+    return 1;
+  }
+  static auto alone_by(int way) {
+#if QK_ISA == 512
+    if (way == 1) return lut_integers_turned_avx512.alone;
+#endif
+#ifdef QK_GFNI
+    if (way == 2) return lut_integers_eights_avx512.alone;
+#endif
+    return alone;
+  }
 
-  // y of M rows, [M][N]; none of one row if it does not fit, and 0 in such a row of several. tiles, eights: by the kernels for them.
+  // y of M rows, [M][N]; none of one row if it does not fit, and 0 in such a row of several. tiles: by the kernels for them; else by a way.
   template <class T>
-  std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr, bool eights = false) const {
+  std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr, int way = 0) const {
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
-    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles, eights && w.bits < 8};
+    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles, way == 2 && w.bits < 8, way == 1};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
     const int64_t used = QK_ISA == 512 ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
@@ -73,7 +90,7 @@ struct Given {
       if (tiles) linear(w.packed(), levels, begin, end, rows, bias, to, scratch.get());
       else
 #endif
-      alone_with(eights)(w.packed(), levels, begin, end, rows, bias, to);
+      alone_by(way)(w.packed(), levels, begin, end, rows, bias, to);
       for (int64_t i = 0; i < M * w.N; i++) {
         const int64_t stripe = i % w.N / 16;
         if (stripe >= begin && stripe < end) out[i] = part[i];
@@ -107,10 +124,8 @@ struct Given {
       }
     };
     if (levels.affine && w.bits > 1)
-      for (int64_t m = 0; m < M; m++) {
-        check(product<T>(x.data() + m * w.K, 1, b, false), m, 0);
-        if (has_eights()) check(product<T>(x.data() + m * w.K, 1, b, false, nullptr, true), m, 0);
-      }
+      for (int64_t m = 0; m < M; m++)
+        for (int way = 0; way < ways(); way++) check(product<T>(x.data() + m * w.K, 1, b, false, nullptr, way), m, 0);
 #ifdef QK_TILES_IN_SOFTWARE
     const std::vector<float> y = product<T>(x.data(), M, b, true);
     for (int64_t m = 0; m < M; m++) check(y, m, m);
@@ -182,8 +197,8 @@ void which_rows_fit(float unit, float low, float high) {
   }
 #else
   for (int m = 0; m < 12; m++) {
-    for (bool eights : {false, given.has_eights()}) {
-      given.product<float>(x.data() + m * 200, 1, nullptr, false, &fits, eights);
+    for (int way = 0; way < given.ways(); way++) {
+      given.product<float>(x.data() + m * 200, 1, nullptr, false, &fits, way);
       CHECK(fits[0] == want[m]);
     }
   }
