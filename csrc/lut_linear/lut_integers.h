@@ -73,6 +73,7 @@ struct IntegerRows {
                       // paired: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps = 4 / bits, w < 2:
                       // s is a unit of depth 2
   Segment* segments;  // [tiles][cuts][each]
+  uint8_t* lowest;    // turned: [units], bit i: whether digit 0 of quad i is not 0. For x of 16 bits it mostly is
   int64_t M, K, group;
   int bits, digits;
   bool for_tiles;
@@ -94,8 +95,11 @@ struct IntegerRows {
   }
   QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
   QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // of three digits less is used, but without AVX-512
-  QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)); }
-  QK_HD void place(uint8_t* memory) { data = memory, segments = reinterpret_cast<Segment*>(memory + bytes()); }
+  QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)) + (turned ? units : 0); }
+  QK_HD void place(uint8_t* memory) {
+    data = memory, segments = reinterpret_cast<Segment*>(memory + bytes());
+    lowest = reinterpret_cast<uint8_t*>(segments + tiles * cuts * each);
+  }
   QK_HD int64_t held() const {  // as AmxRows has it
     const int64_t n = (5 << 18) / (units * stride() * 16);
     return (n < 1 ? 1 : n) * most;

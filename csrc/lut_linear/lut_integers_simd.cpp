@@ -37,7 +37,7 @@ struct Sum {
   uint32_t highs() const { return uint32_t(_mm512_reduce_add_epi32(high)); }
   uint32_t lows() const { return uint32_t(_mm512_reduce_add_epi32(low)); }
 };
-template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows& rows, Sum& sum) {
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows& rows, uint8_t* lowest, Sum& sum) {
   const __m512i n = _mm512_cvtps_epi32((a * by).v), m = _mm512_cvtps_epi32((b * by).v), offset = _mm512_set1_epi32(0x808080);
   sum.add(n), sum.add(m);
   // in each 128 bits, the bytes of four columns: by digit, and there as the halves of quads are
@@ -55,6 +55,7 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const In
   const __m512i low = _mm512_load_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(4));
   const auto put_one = [&](__m256i quads, int digit) {
     uint8_t* const at = to + digit * rows.stride();
+    if (rows.turned && digit == 0) *lowest = uint8_t(_mm256_test_epi32_mask(quads, quads));
     if (rows.paired) _mm512_mask_storeu_epi32(at, 0x5555, _mm512_maskz_cvtepu32_epi64(0xff, quads));
     else _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), quads);
   };
@@ -71,7 +72,7 @@ struct Sum {
   uint32_t highs() const { return high; }
   uint32_t lows() const { return low; }
 };
-template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows&, Sum& sum) {
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows&, uint8_t*, Sum& sum) {
   float values[2 * kLanes];
   store(values, a * by), store(values + kLanes, b * by);
   for (int c = 0; c < kBlock; c++) {
@@ -115,7 +116,8 @@ QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const
     };
     Sum sum;
     for (; column < end; column += kBlock)
-      digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), rows, sum);
+      digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), rows,
+                       rows.lowest + column / kBlock, sum);
     lanes(balance, size);
     float all = 0;
     for (float s : size) all += s;
@@ -144,6 +146,7 @@ void split_rows(const IntegerRows& rows, const IntegerLevels& levels, int64_t be
       for (int64_t s = 0; s < rows.cuts; s++) segments[s * rows.each] = {0, 0, 0};
     }
     for (int64_t b = blocks; b < more; b++) zero(b);
+    if (rows.turned) memset(rows.lowest + blocks, 0, more - blocks);
   }
 }
 

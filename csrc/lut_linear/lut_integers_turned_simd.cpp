@@ -23,7 +23,7 @@ QK_IN F in_order(F rows) {
   return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15), rows.v);
 }
 
-// Before further products are added to sum: compilers would gather prefetches, and turn a tile, at the beginning of a turn.
+// Before further products are added to sum: compilers would gather prefetches, and compute a value where it is used.
 template <class V> QK_IN void now(I& sum, V& value) { asm("" : "+v"(sum.v), "+v"(value.v)); }
 QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {
   asm("prefetcht0 %1" : "+v"(sum.v) : "m"(line[2048]));
@@ -32,54 +32,49 @@ QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {
 
 template <int bits, int digits>
 void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
-  constexpr int kSteps = bits == 8 ? 1 : 4 / bits, kColumns = bits == 8 ? 32 : 256 / bits;
-  constexpr int kPlaces = bits == 8 ? 2 : 8 / bits, kApart = bits == 8 ? 0 : bits;  // of codes in a byte, bits; each has its own sums
-  constexpr int kTurns = 8 * kSteps;  // of a tile
+  constexpr int kSteps = bits == 8 ? 1 : 4 / bits, kBlocks = bits == 8 ? 1 : 8 / bits;  // sub-blocks of a tile
   const Plane<bits> plane(w.codes, w.K);
   const int32_t factor = levels.factor;
   for (int64_t stripe = begin; stripe < end; stripe++) {
-    const uint8_t *from = x.data, *tile = plane.first + stripe * plane.stride;
+    const uint8_t *from = x.data, *lowest = x.lowest, *tile = plane.first + stripe * plane.stride;
     Place place(w, x);
     F total(0.0f);
-    I sum[kPlaces][digits], rows[2][4];
+    I rows[2][4], sum[2][digits];  // sums of codes in the lower half of a byte and in the upper one, or of 8 bits of quads 0 and 1
     const auto clear = [&] { for (auto& s : sum) for (I& d : s) d = all(0); };
     clear();
     eight_rows(tile, rows);
-    for (int64_t column = kColumns; column < w.K + kColumns; column += kColumns) {
-      const uint8_t* const following = column < w.K ? tile + 512 : tile;
-      I next[2][4];
-      QK_UNROLL for (int b = 0; b < 2 * kSteps; b++) {  // sub-blocks, but of 8 bits words of the one that there is
-        QK_UNROLL for (int t = 0; t < 4; t++) {
-          const int turn = b * 4 + t;
-          if (turn % kSteps == 0) prefetch_now(sum[0][0], sum[0][1], tile + turn / kSteps * 64);
-          const I codes = words_of(rows[0][t], rows[1][t], b / kSteps);
-          const auto add = [&](int place, I at, const uint8_t* quads) QK_INLINE_LAMBDA {
-            QK_UNROLL for (int d = 0; d < digits; d++) sum[place][d] = add_products(sum[place][d], at, quads + d * 32);
-          };
-          if constexpr (bits == 8) {
-            add(b, codes, from + (2 * t + b) * 4);
-          } else {
+    for (int64_t column = kBlocks * kBlock; column < w.K + kBlocks * kBlock; column += kBlocks * kBlock) {
+      const uint8_t* const next = column < w.K ? tile + 512 : tile;
+      uint32_t some = 0;  // bit 8 b + i: whether digit 0 of quad i of sub-block b is not 0, for which few branches are taken
+      memcpy(&some, lowest, kBlocks);
+      QK_UNROLL for (int t = 0; t < 4; t++) {
+        QK_UNROLL for (int word = 0; word < 2; word++) {
+          prefetch_now(sum[0][0], sum[0][1], tile + (2 * t + word) * 64);
+          const I words = words_of(rows[0][t], rows[1][t], word);
+          QK_UNROLL for (int s = 0; s < kSteps; s++) {
+            const int block = bits == 8 ? 0 : word * kSteps + s;
+            const I codes = right(words, bits * s);
             QK_UNROLL for (int q = 0; q < 2; q++) {
-              const int shift = 4 * q + bits * (b % kSteps);
-              add(shift / bits, masked(codes, 0x01010101u * ((1u << bits) - 1) << shift), from + b * digits * 32 + (2 * t + q) * 4);
+              if (bits == 8 && q != word) continue;
+              const I own = bits == 8 ? codes : masked(codes, 0x01010101u * ((1u << bits % 8) - 1) << 4 * q);
+              const uint8_t* const quad = from + block * digits * 32 + (2 * t + q) * 4;
+              if (digits > 3 || __builtin_expect(some >> (8 * block + 2 * t + q) & 1, 0)) sum[q][0] = add_products(sum[q][0], own, quad);
+              QK_UNROLL for (int d = 1; d < digits; d++) sum[q][d] = add_products(sum[q][d], own, quad + d * 32);
             }
           }
-          if (turn % (kTurns / 4) == 0) {
-            const int h = turn / (kTurns / 4) % 2, pair = turn / (kTurns / 2);
-            four_rows(following, h, pair, next);
-            now(sum[0][0], next[h][2 * pair]), now(sum[0][1], next[h][2 * pair + 1]);
-          }
         }
+        if (t % 2)  // of the next tile, while the rest of this one is multiplied
+          for (int h = 0; h < 2; h++) {
+            four_rows(next, h, t / 2, rows);
+            now(sum[0][0], rows[h][t - 1]), now(sum[0][1], rows[h][t]);
+          }
       }
-      tile += 512, from += kColumns / 32 * digits * 32;
-      memcpy(&rows, &next, sizeof rows);
+      tile += 512, from += kBlocks * digits * 32, lowest += kBlocks;
       if (column < place.stop) continue;
-      I digit[digits];
-      QK_UNROLL for (int d = 0; d < digits; d++) {
-        digit[d] = sum[0][d];
-        QK_UNROLL for (int p = 1; p < kPlaces; p++) digit[d] = digit[d] + right_signed(sum[p][d], p * kApart);
-      }
-      total = fused(in_order(in_steps(digit, factor, *place.segment)), scale_of(w, stripe, place.group), total);
+      if (bits < 8)
+        for (int d = 0; d < digits; d++) sum[1][d] = right_signed(sum[1][d], 4);
+      QK_UNROLL for (int d = 0; d < digits; d++) sum[0][d] = sum[0][d] + sum[1][d];
+      total = fused(in_order(in_steps(sum[0], factor, *place.segment)), scale_of(w, stripe, place.group), total);
       clear();
       place.next(w);
     }

@@ -255,7 +255,7 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   static thread_local std::vector<uint8_t> memory;
   const int digits = rows.dtype == 0 ? 4 : 3;
   const auto part = [&](int64_t M) {
-    return qk::IntegerRows{nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits, digits,
+    return qk::IntegerRows{nullptr, nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits, digits,
                            tiles != nullptr, eights && w.packed.bits < 8, turned};
   };
   for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {

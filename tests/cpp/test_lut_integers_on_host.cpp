@@ -72,7 +72,7 @@ struct Given {
   std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr, int way = 0) const {
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
-    IntegerRows rows{nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles, way == 2 && w.bits < 8, way == 1};
+    IntegerRows rows{nullptr, nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles, way == 2 && w.bits < 8, way == 1};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
     const int64_t used = QK_ISA == 512 ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
