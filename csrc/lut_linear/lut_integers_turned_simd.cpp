@@ -26,8 +26,8 @@ QK_IN F in_order(F rows) {
 // Before further products are added to sum: compilers would gather prefetches, and compute a value where it is used.
 template <class V> QK_IN void now(I& sum, V& value) { asm("" : "+v"(sum.v), "+v"(value.v)); }
 QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {
-  asm("prefetcht0 %1" : "+v"(sum.v) : "m"(line[2048]));
-  asm("prefetcht1 %1" : "+v"(other.v) : "m"(line[8192]));
+  asm("prefetcht0 %1" : "+v"(sum.v) : "m"(line[4096]));
+  asm("prefetcht1 %1" : "+v"(other.v) : "m"(line[16384]));
 }
 
 template <int bits, int digits>
