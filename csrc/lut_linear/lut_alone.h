@@ -22,16 +22,16 @@ template <int bits> struct Lines {
   explicit Lines(const Packed& w) : plane(w.codes, w.K) {}
   QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return plane.first + stripe * plane.stride + tile * 512; }
   QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const { __builtin_prefetch(at(stripe, tile) + 2048 + g * 64); }
-  // body(i, g, code) for the columns of step s of n lines from `first` on.
-  template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
+  // body(i, g, code) for the columns i < count of step s of n lines from `first` on.
+  template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
     const auto code = [&](I line, int i) QK_INLINE_LAMBDA { return Code{line, bits == 8 ? 8 * i : 4 * i + bits * s}; };
     I line[n];
-    QK_UNROLL for (int g = 0; g < n; g++) line[g] = kept<kColumns>(load_words(at(stripe, tile) + (first + g) * 64));
+    QK_UNROLL for (int g = 0; g < n; g++) line[g] = kept<count>(load_words(at(stripe, tile) + (first + g) * 64));
     if constexpr (QK_ISA == 2 || bits == 8) {  // line by line, for what codes of a word share fills the registers (see Halves, Bytes)
       QK_UNROLL for (int g = 0; g < n; g++)
-        QK_UNROLL for (int i = 0; i < kColumns; i++) body(i, g, code(line[g], i));
+        QK_UNROLL for (int i = 0; i < count; i++) body(i, g, code(line[g], i));
     } else {
-      QK_UNROLL for (int i = 0; i < kColumns; i++)
+      QK_UNROLL for (int i = 0; i < count; i++)
         QK_UNROLL for (int g = 0; g < n; g++) body(i, g, code(line[g], i));
     }
   }
@@ -46,14 +46,14 @@ template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
     __builtin_prefetch(at(stripe, tile) + 2048 + g * 64);
     if (tile % 2 == 0) __builtin_prefetch(high.first + stripe * high.stride + tile * 256 + 1024 + g * 64);
   }
-  template <int n, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
+  template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
     I word[n];  // of nibbles: bits 0 to 2 are the code
     QK_UNROLL for (int g = 0; g < n; g++) {
       const I two = right(load_words(at(stripe, tile) + (first + g) * 64), 2 * s);
       const I one = load_words(high.first + stripe * high.stride + tile / 2 * 512 + (first + g) * 64);
       word[g] = choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
     }
-    QK_UNROLL for (int i = 0; i < 8; i++)
+    QK_UNROLL for (int i = 0; i < count; i++)
       QK_UNROLL for (int g = 0; g < n; g++) body(i, g, Code{word[g], 4 * i});
   }
 };
@@ -126,31 +126,34 @@ template <int bits> struct Nibbles {
 };
 
 // One activation row: the elements of a line meet their own columns of x, so that codes need not be transposed.
-// Unit after unit: x [kColumns][16]; and the groups of the two words, -1 beyond K, with 1 where a segment ends.
+// Unit after unit: x [kEach][16]; and the groups of the two words, -1 beyond K, with 1 where a segment ends.
 #if QK_ISA == 512
 constexpr int kLines = 8;  // at a time: their sums are in registers
 #else
 constexpr int kLines = 4;
 #endif
-template <int bits, class Levels> struct Alone {
+template <class Levels> QK_IN F add_product(F sum, const Levels& table, Code code, const float* x) { return fused(table(code), load(x), sum); }
+template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alone {  // kEach products for the columns of a word
   using L = Lines<bits>;
   static constexpr int kLongest = 16;
   static int64_t units(int64_t K) { return (K + L::kWidth - 1) / L::kWidth * L::kSteps; }
-  static void room(const Packed& w, int64_t* floats, int64_t* numbers) { *floats = units(w.K) * 8 * kLanes, *numbers = units(w.K) * 3; }
+  static void room(const Packed& w, int64_t* floats, int64_t* numbers) { *floats = units(w.K) * kEach * kLanes, *numbers = units(w.K) * 3; }
   // The first of the columns of word w of unit u.
   static int64_t column(int64_t u, int w) {
     return bits == 8 ? u * 32 + 4 * w : ((u / L::kSteps * 2 + w) * L::kSteps + u % L::kSteps) * kBlock;
   }
   static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
+    const auto at = [&](int64_t k) { return k < w.K ? x[k] : 0.0f; };
+    for (int64_t u = 0; u < units(w.K); u++)
+      for (int i = 0; i < L::kColumns; i++)
+        for (int e = 0; e < kLanes; e++) *to++ = at(column(u, e % 2) + e / 4 * 8 + i);
+    spread_groups(w, groups);
+  }
+  static void spread_groups(const Packed& w, int32_t* groups) {
     const int64_t all = units(w.K);
     const auto group = [&](int64_t u, int word) { return column(u, word) < w.K ? int32_t(column(u, word) / w.group) : -1; };
     int64_t begun = 0;
     for (int64_t u = 0; u < all; u++, groups += 3) {
-      for (int i = 0; i < L::kColumns; i++)
-        for (int e = 0; e < kLanes; e++) {
-          const int64_t k = column(u, e % 2) + e / 4 * 8 + i;
-          *to++ = k < w.K ? x[k] : 0.0f;
-        }
       groups[0] = group(u, 0), groups[1] = group(u, 1);
       groups[2] = u + 1 == all || u + 1 - begun == kLongest || group(u + 1, 0) != groups[0] || group(u + 1, 1) != groups[1];
       if (groups[2]) begun = u + 1;
@@ -169,9 +172,9 @@ template <int bits, class Levels> struct Alone {
         const int32_t* of = groups;
         for (int64_t tile = 0; tile < tiles; tile++) {
           for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
-          QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += L::kColumns * kLanes, of += 3) {
-            lines.template codes<kLines>(stripe, tile, first, s, [&](int i, int g, Code code) QK_INLINE_LAMBDA {
-              d[g] = fused(table(code), load(from + i * kLanes), d[g]);
+          QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += kEach * kLanes, of += 3) {
+            lines.template codes<kLines, kEach>(stripe, tile, first, s, [&](int i, int g, Code code) QK_INLINE_LAMBDA {
+              d[g] = add_product(d[g], table, code, from + i * kLanes);
             });
             if (of[2]) {
               const auto scale = [&](int g) { return g < 0 ? F(0.0f) : scale_of(w, stripe, g); };

@@ -8,7 +8,7 @@
 #ifndef QK_DOT_PAIRS
 QK_ALSO("avx512bf16")
 #endif
-#include "lut_words.h"
+#include "lut_alone.h"
 
 namespace {
 
@@ -18,20 +18,24 @@ F dot_pairs(F sum, __m512i a, __m512i b);
 QK_IN F dot_pairs(F sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum.v, (__m512bh)a, (__m512bh)b); }
 #endif
 
-// The upper half of each level; only the lowest bits of an index are the code.
-template <int bits> QK_IN __m512i table_of(const Packed& w) {
-  uint16_t high[32];
-  for (int i = 0; i < 32; i++) high[i] = uint16_t(qk::bits_of(w.levels[i & ((1 << bits) - 1)]) >> 16);
-  return _mm512_loadu_si512(high);
-}
+// The upper halves of levels by pairs of codes; only the lowest bits of an index are the code.
+template <int bits> struct Pairs {
+  __m512i table;
+  QK_HD explicit Pairs(const Packed& w) {
+    uint16_t high[32];
+    for (int i = 0; i < 32; i++) high[i] = uint16_t(qk::bits_of(w.levels[i & ((1 << bits) - 1)]) >> 16);
+    table = _mm512_loadu_si512(high);
+  }
+  QK_HD __m512i operator()(I code) const { return _mm512_permutexvar_epi16(code.v, table); }
+};
 
 // As `direct` in lut_rows.h; x: pairs, [K rounded up to 32, / 2][M].
 template <int bits, int R, int M>
 void direct(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int64_t rows, const float* bias, Output y) {
-  const __m512i table = table_of<bits>(w);
+  const Pairs<bits> table(w);
   Sums<R, M> sums;
   over_columns<bits, R, 4>(w, stripe, end, [&](int64_t k, int i, int r, I code) QK_INLINE_LAMBDA {
-    const __m512i levels = _mm512_permutexvar_epi16(code.v, table);
+    const __m512i levels = table(code);
     for (int m = 0; m < M; m++) sums.d[r][m] = dot_pairs(sums.d[r][m], levels, _mm512_set1_epi32(int(x[(k / 2 + i) * M + m])));
   }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA { sums.end_segment(scale); });
   for (int r = 0; r < R && stripe + r < end; r++)
@@ -42,12 +46,12 @@ void direct(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int
 #define QK_ROWS _Pragma("GCC unroll 32") for (int m = 0; m < M; m++)
 template <int bits, int M>
 void wide(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int64_t rows, const float* bias, Output y) {
-  const __m512i table = table_of<bits>(w);
+  const Pairs<bits> table(w);
   alignas(64) float total[M][kLanes] = {};
   F d[M];
   QK_ROWS d[m] = F(0.0f);
   over_columns<bits, 1, 4>(w, stripe, end, [&](int64_t k, int i, int, I code) QK_INLINE_LAMBDA {
-    const __m512i levels = _mm512_permutexvar_epi16(code.v, table);
+    const __m512i levels = table(code);
     const uint32_t* const pair = x + (k / 2 + i) * M;
     QK_ROWS d[m] = dot_pairs(d[m], levels, _mm512_set1_epi32(int(pair[m])));
   }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA {
@@ -78,11 +82,47 @@ void linear(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int6
   }
 }
 
+// ---------------------------------------------------------------- one row: as lut_alone.h has it, but by pairs
+template <int bits> QK_IN F add_product(F sum, const Pairs<bits>& table, Code code, const float* x) {
+  return dot_pairs(sum, table(code), _mm512_loadu_si512(x));
+}
+template <int bits> struct AlonePairs : Alone<bits, Pairs<bits>, 4> {
+  using Base = Alone<bits, Pairs<bits>, 4>;
+  static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
+    const auto upper = [&](int64_t k) { return k < w.K ? qk::bits_of(x[k]) >> 16 : 0; };
+    for (int64_t u = 0; u < Base::units(w.K); u++)
+      for (int i = 0; i < 4; i++)
+        for (int e = 0; e < kLanes; e++, to++) {
+          const int64_t k = Base::column(u, e % 2) + e / 4 * 8 + i;
+          const uint32_t pair = upper(k) | upper(k + 4) << 16;
+          memcpy(to, &pair, 4);
+        }
+    Base::spread_groups(w, groups);
+  }
+};
+template <class Body> QK_IN void for_pairs(const Packed& w, Body&& body) {
+  switch (w.bits) {
+    case 1: return body(AlonePairs<1>{});
+    case 2: return body(AlonePairs<2>{});
+    case 3: return body(AlonePairs<3>{});
+    case 4: return body(AlonePairs<4>{});
+  }
+}
+void room(const Packed& w, int64_t* floats, int64_t* numbers) {
+  for_pairs(w, [&](auto way) QK_INLINE_LAMBDA { way.room(w, floats, numbers); });
+}
+void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
+  for_pairs(w, [&](auto way) QK_INLINE_LAMBDA { way.spread(w, x, to, groups); });
+}
+void linear_alone(const Packed& w, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y) {
+  for_pairs(w, [&](auto way) QK_INLINE_LAMBDA { way.linear(w, begin, end, x, groups, bias, y); });
+}
+
 }  // namespace
 #ifndef QK_DOT_PAIRS
 QK_NO_MORE
 #endif
-QK_KERNELS(LutPairs, lut_pairs, {linear})
+QK_KERNELS(LutPairs, lut_pairs, {linear, {room, spread, linear_alone}})
 #else
 QK_KERNELS(LutPairs, lut_pairs, {})
 #endif

@@ -145,8 +145,7 @@ struct Rows {
 };
 
 // One row of x. Each thread spreads it, which takes less than to read what another core has written.
-void alone(const Weight& w, const float* bias, const Rows& rows) {
-  const qk::LutAlone& kernels = qk::lut_alone_of(w.packed);
+void alone(const Weight& w, const float* bias, const Rows& rows, const qk::LutAlone& kernels) {
   std::vector<float> x(rows.K);
   widen(rows.x, rows.dtype, rows.K, x.data());
   int64_t floats = 0, numbers = 0;
@@ -182,18 +181,23 @@ bool fits_pairs(const uint16_t* row, int64_t K, float least) {
 
 // By products of pairs; false where they are not for the weight, or for x.
 bool by_pairs(const Weight& w, const float* bias, Rows rows) {
-  const auto linear = qk::lut_pairs_kernels().linear;
-  if (!linear || qk::isa() != qk::kAvx512Bf16 || w.packed.bits > 4 || rows.dtype != 2 || rows.M < 2) return false;
+  const qk::LutPairs& kernels = qk::lut_pairs_kernels();
+  if (!kernels.linear || qk::isa() != qk::kAvx512Bf16 || w.packed.bits > 4 || rows.dtype != 2) return false;
   const qk::BfloatLevels levels(w.levels.data(), w.count);
   if (!levels.fit || levels.parts > 1) return false;
   const uint16_t* const x = static_cast<const uint16_t*>(rows.x);
-  std::vector<uint32_t> memory;
-  const std::vector<PairRows> tiles = in_pairs(x, rows.M, rows.K, memory);
   std::vector<char> fits(rows.M);
   for (int64_t m = 0; m < rows.M; m++) fits[m] = fits_pairs(x + m * rows.K, rows.K, levels.least());
+  if (rows.M == 1) {
+    if (w.packed.bits == 1 || !fits[0]) return false;  // tables of nibbles are faster
+    alone(w, bias, rows, kernels.alone);
+    return true;
+  }
+  std::vector<uint32_t> memory;
+  const std::vector<PairRows> tiles = in_pairs(x, rows.M, rows.K, memory);
   over_stripes(w, rows.M, [&] {
     return [&](int64_t begin, int64_t end) {
-      for (const PairRows& tile : tiles) linear(w.packed, begin, end, tile.pairs, tile.rows, tile.height, bias, rows.to(tile.m));
+      for (const PairRows& tile : tiles) kernels.linear(w.packed, begin, end, tile.pairs, tile.rows, tile.height, bias, rows.to(tile.m));
     };
   });
   rows.note(fits, 0);
@@ -290,11 +294,9 @@ void linear(const Weight& w, qk::Given given, Rows rows) {
   const float* const bias = wide.empty() ? static_cast<const float*>(given.data) : wide.data();
   const bool tiles = qk::isa() == qk::kAmx;
   if ((rows.M == 1 || tiles) && by_integers(w, bias, rows)) return;
-  if (rows.M > 1) {
-    if ((tiles && by_tiles(w, bias, rows, rows.M)) || by_pairs(w, bias, rows)) return;
-    return by_rows(w, bias, rows);
-  }
-  if (w.is_finite()) return alone(w, bias, rows);
+  if ((tiles && by_tiles(w, bias, rows, rows.M)) || by_pairs(w, bias, rows)) return;
+  if (rows.M > 1) return by_rows(w, bias, rows);
+  if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed));
   rows.left = {0};  // what pads that kernel's wider tiles would be NaN
   rows.finish(kLeastRows, [&](const Rows& both) { by_rows(w, bias, both); });
 }

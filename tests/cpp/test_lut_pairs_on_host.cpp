@@ -70,8 +70,16 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
       pairs[(k / 8 * 4 + k % 4) * height + m] |= qk::bits_of(x[m * K + k]) >> 16 << (k % 8 < 4 ? 0 : 16);
   const Packed w{p.packed.data(), p.levels.data(), p.scale.data(), bits, N, K, group, K / group};
   const int64_t stripes = (N + 15) / 16;
-  qk::lut_pairs_avx512.linear(w, 0, stripes / 2, pairs.data(), M, height, bias.data(), {y.data(), 0});
-  qk::lut_pairs_avx512.linear(w, stripes / 2, stripes, pairs.data(), M, height, bias.data(), {y.data(), 0});
+  const qk::LutAlone& alone = qk::lut_pairs_avx512.alone;
+  int64_t floats, numbers;
+  alone.room(w, &floats, &numbers);
+  std::vector<float> spread(floats);
+  std::vector<int32_t> groups(numbers);
+  if (M == 1) alone.spread(w, x.data(), spread.data(), groups.data());
+  for (int64_t begin = 0, end = stripes / 2; begin < stripes; begin = end, end = stripes) {
+    if (M == 1) alone.linear(w, begin, end, spread.data(), groups.data(), bias.data(), {y.data(), 0});
+    else qk::lut_pairs_avx512.linear(w, begin, end, pairs.data(), M, height, bias.data(), {y.data(), 0});
+  }
   for (int64_t m = 0; m < M; m++)
     for (int64_t n = 0; n < N; n++) {
       double want = bias[n], size = 0;
@@ -88,7 +96,7 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
 
 int main() {
   for (int bits = 1; bits <= 4; bits++)
-    for (int64_t M : {2, 3, 4, 6, 11, 16, 24}) {
+    for (int64_t M : {1, 2, 3, 4, 6, 11, 16, 24}) {
       for (int64_t K : {1, 7, 31, 33, 100, 129, 300}) run(bits, K % 40 + 1, K, K, M, true);
       for (int64_t group : {32, 64, 128, 256}) run(bits, 70, 3 * group, group, M, true);
       run(bits, 33, 512, 128, M, false);
