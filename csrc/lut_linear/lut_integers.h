@@ -81,7 +81,7 @@ struct IntegerRows {
   bool turned = false;  // one row, for LutIntegersTurned: filled up to whole tiles of codes
   int depth = paired || (for_tiles && (group % 64 == 0 || group == K)) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
-  int64_t whole = paired || (turned && bits < 8) ? 256 / bits : 32 * depth;  // columns that K is filled up to a multiple of
+  int64_t whole = paired || (turned && bits < 8) ? 256 / (bits == 3 ? 2 : bits) : 32 * depth;  // columns that K is filled up to a multiple of
   int64_t units = (K + whole - 1) / whole * (whole / (32 * depth)), cuts = (K + 127) / 128 + K / group;  // or fewer
   QK_HD int64_t height() const { return each * digits; }   // of a tile
   QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
@@ -123,10 +123,10 @@ struct LutIntegersEights {
   static bool takes(const Packed& w) { return w.bits == 8 || ((w.bits == 2 || w.bits == 4) && (w.group == w.K || w.group % (256 / w.bits) == 0)); }
 };
 
-// The same, x turned. Needs AVX-512 VNNI.
+// The same and 3 bits (128), x turned. Needs AVX-512 VNNI.
 struct LutIntegersTurned {
   decltype(LutIntegers::alone) alone;
-  static bool takes(const Packed& w) { return LutIntegersEights::takes(w); }
+  static bool takes(const Packed& w) { return LutIntegersEights::takes(w) || (w.bits == 3 && (w.group == w.K || w.group % 128 == 0)); }
 };
 
 // Any rows, for tiles as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.

@@ -30,10 +30,27 @@ QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {
   asm("prefetcht1 %1" : "+v"(other.v) : "m"(line[16384]));
 }
 
+// Bit 2 of the codes of 3 bits, for the next tile of bits 0 and 1 in words[0] and the one after it in words[1]: a tile of it is as wide as two.
+struct Third {
+  Plane<1> plane;
+  const uint8_t* tile = nullptr;
+  I words[2][4];
+  explicit Third(const Packed& w) : plane(w.codes + (w.N + 15) / 16 * Plane<2>(w.codes, w.K).stride, w.K) {}
+  QK_HD void load(int pair) {  // of octets 2 pair and 2 pair + 1
+    I rows[2][4];
+    four_rows(tile, 0, pair, rows), four_rows(tile, 1, pair, rows);
+    for (int t = 2 * pair; t < 2 * pair + 2; t++)
+      for (int word = 0; word < 2; word++) words[word][t] = words_of(rows[0][t], rows[1][t], word);
+  }
+  QK_HD void begin(int64_t stripe) { tile = plane.first + stripe * plane.stride, load(0), load(1); }
+};
+
 template <int bits, int digits>
 void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
-  constexpr int kSteps = bits == 8 ? 1 : 4 / bits, kBlocks = bits == 8 ? 1 : 8 / bits;  // sub-blocks of a tile
-  const Plane<bits> plane(w.codes, w.K);
+  constexpr int kWidth = bits == 3 ? 2 : bits;  // of the plane whose tiles are walked over
+  constexpr int kSteps = bits == 8 ? 1 : 4 / kWidth, kBlocks = 8 / kWidth, kColumns = kBlocks * kBlock;
+  const Plane<kWidth> plane(w.codes, w.K);
+  [[maybe_unused]] Third third(w);
   const int32_t factor = levels.factor;
   for (int64_t stripe = begin; stripe < end; stripe++) {
     const uint8_t *from = x.data, *lowest = x.lowest, *tile = plane.first + stripe * plane.stride;
@@ -43,17 +60,21 @@ void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
     const auto clear = [&] { for (auto& s : sum) for (I& d : s) d = all(0); };
     clear();
     eight_rows(tile, rows);
-    for (int64_t column = kBlocks * kBlock; column < w.K + kBlocks * kBlock; column += kBlocks * kBlock) {
+    if constexpr (bits == 3) third.begin(stripe);
+    for (int64_t column = kColumns; column < w.K + kColumns; column += kColumns) {
       const uint8_t* const next = column < w.K ? tile + 512 : tile;
       uint32_t some = 0;  // bit 8 b + i: whether digit 0 of quad i of sub-block b is not 0, for which few branches are taken
       memcpy(&some, lowest, kBlocks);
+      [[maybe_unused]] const bool new_third = column % (2 * kColumns) == 0 && column < w.K;
+      if (new_third) third.tile += 512;
       QK_UNROLL for (int t = 0; t < 4; t++) {
         QK_UNROLL for (int word = 0; word < 2; word++) {
           prefetch_now(sum[0][0], sum[0][1], tile + (2 * t + word) * 64);
           const I words = words_of(rows[0][t], rows[1][t], word);
           QK_UNROLL for (int s = 0; s < kSteps; s++) {
             const int block = bits == 8 ? 0 : word * kSteps + s;
-            const I codes = right(words, bits * s);
+            I codes = right(words, kWidth * s);
+            if constexpr (bits == 3) codes = choose(0x33333333u, codes, block < 3 ? left(third.words[0][t], 2 - block) : right(third.words[0][t], 1));
             QK_UNROLL for (int q = 0; q < 2; q++) {
               if (bits == 8 && q != word) continue;
               const I own = bits == 8 ? codes : masked(codes, 0x01010101u * ((1u << bits % 8) - 1) << 4 * q);
@@ -63,11 +84,16 @@ void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
             }
           }
         }
-        if (t % 2)  // of the next tile, while the rest of this one is multiplied
+        if (t % 2) {  // of the next tile, while the rest of this one is multiplied
           for (int h = 0; h < 2; h++) {
             four_rows(next, h, t / 2, rows);
             now(sum[0][0], rows[h][t - 1]), now(sum[0][1], rows[h][t]);
           }
+          if constexpr (bits == 3) {
+            if (new_third) third.load(t / 2);
+            else third.words[0][t - 1] = third.words[1][t - 1], third.words[0][t] = third.words[1][t];
+          }
+        }
       }
       tile += 512, from += kBlocks * digits * 32, lowest += kBlocks;
       if (column < place.stop) continue;
@@ -86,6 +112,7 @@ void turned(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t
   const auto of = [&](auto three, auto four) { (x.digits == 3 ? three : four)(w, levels, begin, end, x, bias, y); };
   switch (w.bits) {
     case 2: return of(turned_by<2, 3>, turned_by<2, 4>);
+    case 3: return of(turned_by<3, 3>, turned_by<3, 4>);
     case 4: return of(turned_by<4, 3>, turned_by<4, 4>);
     case 8: return of(turned_by<8, 3>, turned_by<8, 4>);
   }

@@ -53,7 +53,7 @@ struct Given {
   // The kernels for one row: plain, turned and, with GFNI, eights.
   int ways() const {
 #if QK_ISA == 512
-    if (LutIntegersTurned::takes(w.packed())) return kGfni ? 3 : 2;
+    if (LutIntegersTurned::takes(w.packed())) return kGfni && LutIntegersEights::takes(w.packed()) ? 3 : 2;
 #endif
     return 1;
   }
