@@ -33,7 +33,7 @@ QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {
 // Bit 2 of the codes of 3 bits, for the next tile of bits 0 and 1 in words[0] and the one after it in words[1]: a tile of it is as wide as two.
 struct Third {
   Plane<1> plane;
-  const uint8_t* tile = nullptr;
+  const uint8_t *tile = nullptr, *half = nullptr;  // half: that of the tile
   I words[2][4];
   explicit Third(const Packed& w) : plane(w.codes + (w.N + 15) / 16 * Plane<2>(w.codes, w.K).stride, w.K) {}
   QK_HD void load(int pair) {  // of octets 2 pair and 2 pair + 1
@@ -42,7 +42,7 @@ struct Third {
     for (int t = 2 * pair; t < 2 * pair + 2; t++)
       for (int word = 0; word < 2; word++) words[word][t] = words_of(rows[0][t], rows[1][t], word);
   }
-  QK_HD void begin(int64_t stripe) { tile = plane.first + stripe * plane.stride, load(0), load(1); }
+  QK_HD void begin(int64_t stripe) { tile = half = plane.first + stripe * plane.stride, load(0), load(1); }
 };
 
 template <int bits, int digits>
@@ -70,6 +70,7 @@ void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
       QK_UNROLL for (int t = 0; t < 4; t++) {
         QK_UNROLL for (int word = 0; word < 2; word++) {
           prefetch_now(sum[0][0], sum[0][1], tile + (2 * t + word) * 64);
+          if (bits == 3 && word == 0) prefetch_now(sum[0][0], sum[0][1], third.half + t * 64);
           const I words = words_of(rows[0][t], rows[1][t], word);
           QK_UNROLL for (int s = 0; s < kSteps; s++) {
             const int block = bits == 8 ? 0 : word * kSteps + s;
@@ -95,7 +96,7 @@ void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
           }
         }
       }
-      tile += 512, from += kBlocks * digits * 32, lowest += kBlocks;
+      tile += 512, third.half += 256, from += kBlocks * digits * 32, lowest += kBlocks;
       if (column < place.stop) continue;
       if (bits < 8)
         for (int d = 0; d < digits; d++) sum[1][d] = right_signed(sum[1][d], 4);
