@@ -25,7 +25,7 @@ QK_IN F in_order(F rows) {
 
 // Before further products are added to sum: compilers would gather prefetches, and compute a value where it is used.
 template <class V> QK_IN void now(I& sum, V& value) { asm("" : "+v"(sum.v), "+v"(value.v)); }
-QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {
+QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {  // as far as was fastest from memory
   asm("prefetcht0 %1" : "+v"(sum.v) : "m"(line[4096]));
   asm("prefetcht1 %1" : "+v"(other.v) : "m"(line[16384]));
 }
@@ -33,7 +33,7 @@ QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {
 // Bit 2 of the codes of 3 bits, for the next tile of bits 0 and 1 in words[0] and the one after it in words[1]: a tile of it is as wide as two.
 struct Third {
   Plane<1> plane;
-  const uint8_t *tile = nullptr, *half = nullptr;  // half: that of the tile
+  const uint8_t *tile = nullptr, *half = nullptr;  // half: those of its bytes that belong to the tile which is walked over
   I words[2][4];
   explicit Third(const Packed& w) : plane(w.codes + (w.N + 15) / 16 * Plane<2>(w.codes, w.K).stride, w.K) {}
   QK_HD void load(int pair) {  // of octets 2 pair and 2 pair + 1

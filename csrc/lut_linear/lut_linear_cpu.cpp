@@ -89,7 +89,7 @@ struct PairRows {
 // x [M, k] bfloat16 in so few tiles as can be, which share its rows evenly, two by two.
 std::vector<PairRows> in_pairs(const uint16_t* x, int64_t M, int64_t k, std::vector<uint32_t>& memory) {
   const int64_t twos = (M + 1) / 2, most = qk::LutPairs::kRows / 2, count = (twos + most - 1) / most, octets = (k + 31) / 32 * 4;
-  memory.resize(octets * 4 * twos * 2);
+  memory.assign(octets * 4 * twos * 2, 0);
   std::vector<PairRows> tiles;
   for (int64_t i = 0; i < count; i++) {
     const int64_t m = twos * i / count * 2, end = twos * (i + 1) / count * 2;
@@ -194,12 +194,16 @@ bool by_pairs(const Weight& w, const float* bias, Rows rows) {
     return true;
   }
   std::vector<uint32_t> memory;
-  const std::vector<PairRows> tiles = in_pairs(x, rows.M, rows.K, memory);
-  over_stripes(w, rows.M, [&] {
-    return [&](int64_t begin, int64_t end) {
-      for (const PairRows& tile : tiles) kernels.linear(w.packed, begin, end, tile.pairs, tile.rows, tile.height, bias, rows.to(tile.m));
-    };
-  });
+  const int64_t step = std::max<int64_t>(1, (4 << 20) / (rows.K * qk::LutPairs::kRows)) * qk::LutPairs::kRows;  // about 8 MB of x
+  for (int64_t m = 0; m < rows.M; m += step) {
+    const int64_t M = std::min(step, rows.M - m);
+    const std::vector<PairRows> tiles = in_pairs(x + m * rows.K, M, rows.K, memory);
+    over_stripes(w, M, [&] {
+      return [&](int64_t begin, int64_t end) {
+        for (const PairRows& t : tiles) kernels.linear(w.packed, begin, end, t.pairs, t.rows, t.height, bias, rows.to(m + t.m));
+      };
+    });
+  }
   rows.note(fits, 0);
   rows.finish(kLeastRows, [&](const Rows& left) { by_rows(w, bias, left); });
   return true;
@@ -254,7 +258,7 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   if (!levels.fit || (!levels.affine && (!tiles || (rows.M == 1 && w.packed.bits == 2)))) return false;  // tables of nibbles are faster
   if (rows.M == 1 && levels.affine && (w.packed.bits <= 4 || here.eights || here.turned)) tiles = nullptr;  // they would be nearly empty
   const bool eights = rows.M == 1 && !tiles && here.eights && qk::LutIntegersEights::takes(w.packed);
-  const bool turned = here.turned && qk::LutIntegersTurned::takes(w.packed);
+  const bool turned = rows.M == 1 && !tiles && here.turned && qk::LutIntegersTurned::takes(w.packed);
   const auto alone = eights ? here.eights : turned ? here.turned : kernels->alone;
   static thread_local std::vector<uint8_t> memory;
   const int digits = rows.dtype == 0 ? 4 : 3;
