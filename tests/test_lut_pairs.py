@@ -1,4 +1,4 @@
-"""lut_linear by AVX-512 BF16: rows of bfloat16, levels of up to 4 bits that are bfloat16 values."""
+"""lut_linear by AVX-512 BF16: rows of bfloat16, levels that are bfloat16 values, of 8 bits evenly spaced ones."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def pairs(isa):
 
 def weight(N: int, K: int, P: int, bits: int) -> LutWeight:
     g = torch.Generator().manual_seed(bits)
-    levels = torch.randn(2**bits, generator=g).bfloat16().float()
+    levels = torch.arange(-128.0, 128) if bits == 8 else torch.randn(2**bits, generator=g).bfloat16().float()
     codes, scale = torch.randint(0, 2**bits, (N, K), generator=g), torch.rand(P, generator=g) + 0.1
     return LutWeight.pack(codes, levels, scale, bits=bits)
 
@@ -33,7 +33,7 @@ def linear(x: torch.Tensor, w: LutWeight, bias: torch.Tensor | None = None) -> t
     return qk.lut_linear(x, w, bias, backend="cpu")
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_sums_are_within_twice_the_error_of_plain_pytorch(bits):
     for N, K, P in SHAPES:
         w, bias, x = weight(N, K, P, bits), randn(N), randn(49, K).bfloat16()
@@ -41,7 +41,7 @@ def test_sums_are_within_twice_the_error_of_plain_pytorch(bits):
             assert_twice_as_good(linear(x[:M], w, bias), x[:M], w.dequantize(), bias)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_a_row_has_its_bits_in_any_batch_of_two_rows_or_more(bits):
     for N, K, P in SHAPES:
         w, x = weight(N, K, P, bits), randn(530, K).bfloat16()
@@ -57,9 +57,10 @@ def test_more_rows_than_are_taken_at_a_time():
     assert torch.equal(linear(x, w)[-2:], linear(x[-2:], w))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("M", [1, 2, 7, 30])
-def test_what_is_not_finite_stays_in_its_row(M):
-    w, x = weight(40, 256, 40, 4), randn(M, 256).bfloat16()
+def test_what_is_not_finite_stays_in_its_row(M, bits):
+    w, x = weight(40, 256, 40, bits), randn(M, 256).bfloat16()
     want = linear(x, w)
     bad = x.clone()
     bad[0, 3] = float("nan")
@@ -98,7 +99,8 @@ def test_other_levels_come_from_another_kernel(value):
 def test_what_many_rows_are_multiplied_by():
     x, levels = randn(4, 8), torch.arange(16.0)
     assert op._by_instructions(x.bfloat16(), levels, 4)
-    assert not op._by_instructions(x.bfloat16(), levels, 8)
+    assert op._by_instructions(x.bfloat16(), torch.arange(256.0), 8)
+    assert not op._by_instructions(x.bfloat16(), torch.arange(256.0).sqrt().bfloat16().float(), 8)
     assert not op._by_instructions(x.half(), levels, 4)
     assert not op._by_instructions(x, levels, 4)
     assert not op._by_instructions(x.bfloat16(), levels / 3, 4)

@@ -29,12 +29,22 @@ template <int bits> struct Pairs {
   QK_HD __m512i operator()(I code) const { return _mm512_permutexvar_epi16(code.v, table); }
 };
 
+template <> struct Pairs<8> {  // evenly spaced
+  Uniform table;
+  QK_HD explicit Pairs(const Packed& w) : table(w) {}
+  QK_HD __m512i operator()(TwoCodes codes) const {
+    const F first = table(right(codes.first, codes.shift)), second = table(right(codes.second, codes.shift));
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi32(int(0xffff0000)), _mm512_castps_si512(second.v),
+                                     _mm512_srli_epi32(_mm512_castps_si512(first.v), 16), 0xca);
+  }
+};
+
 // As `direct` in lut_rows.h; x: pairs, [K rounded up to 32, / 2][M].
 template <int bits, int R, int M>
 void direct(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int64_t rows, const float* bias, Output y) {
   const Pairs<bits> table(w);
   Sums<R, M> sums;
-  over_columns<bits, R, 4>(w, stripe, end, [&](int64_t k, int i, int r, I code) QK_INLINE_LAMBDA {
+  over_columns<bits, R, 4>(w, stripe, end, [&](int64_t k, int i, int r, auto code) QK_INLINE_LAMBDA {
     const __m512i levels = table(code);
     for (int m = 0; m < M; m++) sums.d[r][m] = dot_pairs(sums.d[r][m], levels, _mm512_set1_epi32(int(x[(k / 2 + i) * M + m])));
   }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA { sums.end_segment(scale); });
@@ -50,7 +60,7 @@ void wide(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int64
   alignas(64) float total[M][kLanes] = {};
   F d[M];
   QK_ROWS d[m] = F(0.0f);
-  over_columns<bits, 1, 4>(w, stripe, end, [&](int64_t k, int i, int, I code) QK_INLINE_LAMBDA {
+  over_columns<bits, 1, 4>(w, stripe, end, [&](int64_t k, int i, int, auto code) QK_INLINE_LAMBDA {
     const __m512i levels = table(code);
     const uint32_t* const pair = x + (k / 2 + i) * M;
     QK_ROWS d[m] = dot_pairs(d[m], levels, _mm512_set1_epi32(int(pair[m])));
@@ -79,6 +89,7 @@ void linear(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int6
     case 2: return stripes<2>(w, begin, end, x, rows, height, bias, y);
     case 3: return stripes<3>(w, begin, end, x, rows, height, bias, y);
     case 4: return stripes<4>(w, begin, end, x, rows, height, bias, y);
+    case 8: return stripes<8>(w, begin, end, x, rows, height, bias, y);
   }
 }
 

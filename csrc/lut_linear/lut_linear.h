@@ -58,7 +58,8 @@ struct LutAlone {
   void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y);
 };
 
-// For bfloat16 activation rows, levels that are bfloat16 and not denormal, and up to 4 bits; null without the instruction.
+// For bfloat16 activation rows and levels that are bfloat16 and not denormal, of up to 4 bits or, for M > 1, evenly spaced ones of 8; null
+// without the instruction.
 // Its sums have another order, and what is denormal in them counts as 0.
 struct LutPairs {
   static constexpr int kRows = 24;  // of a tile: their sums are in registers

@@ -182,14 +182,14 @@ bool fits_pairs(const uint16_t* row, int64_t K, float least) {
 // By products of pairs; false where they are not for the weight, or for x.
 bool by_pairs(const Weight& w, const float* bias, Rows rows) {
   const qk::LutPairs& kernels = qk::lut_pairs_kernels();
-  if (!kernels.linear || qk::isa() != qk::kAvx512Bf16 || w.packed.bits > 4 || rows.dtype != 2) return false;
+  if (!kernels.linear || qk::isa() != qk::kAvx512Bf16 || rows.dtype != 2 || (w.packed.bits == 8 && !w.packed.uniform)) return false;
   const qk::BfloatLevels levels(w.levels.data(), w.count);
   if (!levels.fit || levels.parts > 1) return false;
   const uint16_t* const x = static_cast<const uint16_t*>(rows.x);
   std::vector<char> fits(rows.M);
   for (int64_t m = 0; m < rows.M; m++) fits[m] = fits_pairs(x + m * rows.K, rows.K, levels.least());
   if (rows.M == 1) {
-    if (w.packed.bits == 1 || !fits[0]) return false;  // tables of nibbles are faster
+    if (w.packed.bits == 1 || w.packed.bits == 8 || !fits[0]) return false;  // tables of nibbles, and integers, are faster
     alone(w, bias, rows, kernels.alone);
     return true;
   }

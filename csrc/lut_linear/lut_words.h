@@ -152,6 +152,12 @@ struct Code {
   QK_HD operator I() const { return right(word, shift); }
 };
 
+// Those of columns i and i + 4 of an octet, of 8 bits.
+struct TwoCodes {
+  I first, second;
+  int shift;
+};
+
 template <int bits> struct Table;  // of the lowest `bits` bits
 #if QK_ISA == 512
 struct Sixteen {
@@ -306,10 +312,13 @@ template <int bits> struct Codes {
   template <int R> QK_HD void prefetch(int64_t stripe, int64_t block, int t) const { plane.template prefetch<R>(stripe, block, t); }
   QK_HD void prefetch_far(int64_t stripe, int64_t block, int t) const { plane.prefetch_far(stripe, block, t); }
   // body(i, r, code) for the columns i < n of octet t of R stripes: the code is in the lowest bits. Up to 4 bits, that of
-  // column i + 4 is 16 bits further up.
+  // column i + 4 is 16 bits further up; of 8 bits, n = 4 gives TwoCodes.
   template <int n = 8, int R, class Body> QK_IN void octet(const I (&words)[R][kWords], int first, int s, int t, Body&& body) {
     I word[R];
-    if constexpr (bits == 8) {
+    if constexpr (bits == 8 && n == 4) {
+      QK_UNROLL for (int i = 0; i < 4; i++)
+        for (int r = 0; r < R; r++) body(i, r, TwoCodes{words[r][t], words[r][4 + t], 8 * i});
+    } else if constexpr (bits == 8) {
       for (int half = 0; half < 8; half += 4) {
         for (int r = 0; r < R; r++) word[r] = words[r][half + t];
         QK_UNROLL for (int i = 0; i < 4; i++)
@@ -414,7 +423,7 @@ QK_IN void over_columns(const Packed& w, int64_t stripe, int64_t end, Each&& eac
         for (int t = 0; t < 4; t++) {
           const int64_t k = block * kBlock + 8 * t;
           for (int r = 0; r < R; r++) codes.template prefetch<R>(at(r), block, t);
-          C::template octet<n>(words, first, s, t, [&](int i, int r, Code code) QK_INLINE_LAMBDA { each(k, i, r, code); });
+          C::template octet<n>(words, first, s, t, [&](int i, int r, auto code) QK_INLINE_LAMBDA { each(k, i, r, code); });
         }
         if ((block + 1) * kBlock >= segment.end) {
           F scale[R];

@@ -175,13 +175,16 @@ if "cpu" in backends.backends_of("lut_linear"):
 
 def _by_instructions(x: Tensor, levels: Tensor, bits: int) -> bool:
     """Whether many rows are faster by the processor's instructions for bfloat16 than as the library's matmul: on matrix
-    tiles 16-bit rows, and float32 ones if levels are bfloat16 values; on AVX-512 BF16 if both are, of up to 4 bits."""
+    tiles 16-bit rows, and float32 ones if levels are bfloat16 values; on AVX-512 BF16 if both are bfloat16 values, levels
+    of 8 bits also evenly spaced."""
     isa = torch.ops.qkernels_cpu.isa("")
     if isa == "amx" and x.dtype != torch.float32:
         return True
-    if isa == "amx" or (isa == "avx512bf16" and x.dtype == torch.bfloat16 and bits <= 4):
-        return torch.equal(levels.bfloat16().float(), levels)
-    return False
+    if isa != "amx" and (isa != "avx512bf16" or x.dtype != torch.bfloat16):
+        return False
+    if isa != "amx" and bits == 8 and not bool((levels.diff() == levels[1] - levels[0]).all()):
+        return False
+    return torch.equal(levels.bfloat16().float(), levels)
 
 
 def _cuda_linear(x, codes, levels, scale, bias, bits, group_size, n, k):
