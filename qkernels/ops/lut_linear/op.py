@@ -174,9 +174,11 @@ if "cpu" in backends.backends_of("lut_linear"):
 
 
 def _by_instructions(x: Tensor, levels: Tensor, bits: int) -> bool:
-    """Whether many rows are faster by the processor's instructions for bfloat16 than as the library's matmul: on matrix
-    tiles 16-bit rows, and float32 ones if levels are bfloat16 values; on AVX-512 BF16 if both are bfloat16 values, levels
-    of 8 bits also evenly spaced."""
+    """Whether many rows are faster by the processor's instructions for bfloat16 than as the library's matmul.
+
+    On matrix tiles rows of 16 bits, and of float32 if levels are bfloat16 values. On AVX-512 BF16 rows and levels that
+    are, those of 8 bits evenly spaced.
+    """
     isa = torch.ops.qkernels_cpu.isa("")
     if isa == "amx" and x.dtype != torch.float32:
         return True
