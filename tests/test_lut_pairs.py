@@ -82,6 +82,16 @@ def test_rows_whose_products_are_denormal_come_from_another_kernel(M):
     assert y[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("M", [1, 2, 7])
+def test_small_rows_times_small_levels_come_from_another_kernel(M):
+    """Each by itself is far from denormal; their products, at 2**-130, are not."""
+    w, x = weight(40, 256, 40, 4), (randn(M, 256) * 2.0**-70).bfloat16()
+    small = dataclasses.replace(w, levels=w.levels * 2.0**-60)
+    truth = linear((x.float() * 2.0**60).bfloat16(), small) * 2.0**-60  # denormal too, of sums that were not
+    assert torch.allclose(linear(x, small).double(), truth.double(), rtol=2.0**-6, atol=2.0**-133)
+    assert linear(x, small).any()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-39, 1 / 3])
 def test_other_levels_come_from_another_kernel(value):
     """Not finite, denormal or not a bfloat16: the bits are those without the instruction."""

@@ -10,7 +10,8 @@ Isa isa();
 bool has_vnni();  // whether the processor has the products of bytes of AVX-512
 bool has_vbmi();  // and its tables of bytes
 bool has_gfni();  // and products of bits
-// Where two products of bfloat16 take no longer than one of float32, and products of bits take the place of those of bytes, as shifts do not.
+// AMD's, as timed on Zen 4: where there are products of two pairs of bfloat16, they take no longer than those of float32; those of bits
+// take the place of those of bytes, as shifts do not.
 bool is_amd();
 
 // The implementation for isa(), from one per instruction set.

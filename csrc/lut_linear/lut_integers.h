@@ -73,7 +73,7 @@ struct IntegerRows {
                       // paired: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps = 4 / bits, w < 2:
                       // s is a unit of depth 2
   Segment* segments;  // [tiles][cuts][each]
-  uint8_t* lowest;    // turned: [units], bit i: whether digit 0 of quad i is not 0. For x of 16 bits it mostly is
+  uint8_t* lowest;    // turned: [units], bit i: whether digit 0 of quad i is other than 0; for x of 16 bits it mostly is 0
   int64_t M, K, group;
   int bits, digits;
   bool for_tiles;

@@ -58,16 +58,15 @@ struct LutAlone {
   void (*linear)(const Packed&, int64_t begin, int64_t end, const float* x, const int32_t* groups, const float* bias, Output y);
 };
 
-// For bfloat16 activation rows and levels that are bfloat16 and not denormal, of up to 4 bits or, for M > 1, evenly spaced ones of 8; null
-// without the instruction.
+// For bfloat16 activation rows and levels that are bfloat16 and not denormal, of up to 4 bits or, for two rows or more, evenly spaced ones of
+// 8; null without the instruction.
 // Its sums have another order, and what is denormal in them counts as 0.
 struct LutPairs {
   static constexpr int kRows = 24;  // of a tile: their sums are in registers
-  // M > 1.
   // x: [K rounded up to 32, / 2][height], 0 from row `rows` on: of octet o, entry 4 o + i holds column 8 o + i, and column 8 o + i + 4 in
   // its upper half. height: even, 2 to kRows.
   void (*linear)(const Packed&, int64_t begin, int64_t end, const uint32_t* x, int64_t rows, int64_t height, const float* bias, Output y);
-  LutAlone alone;
+  LutAlone alone;  // for one row
 };
 
 // x as tiles of AMX-BF16 take it: a value is the sum of `parts` bfloat16 values, exactly (1, 2, 3 for bfloat16, float16, float32),
