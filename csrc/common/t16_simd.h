@@ -37,12 +37,29 @@ QK_IN __m512i word_of(__m512i rows, __m512i others, int w) {
   const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 2, 6, 10, 14, 18, 22, 26, 30);
   return _mm512_permutex2var_epi32(rows, w ? _mm512_add_epi32(first, _mm512_set1_epi32(1)) : first, others);
 }
+// The same with rows out of order, which some processors (AMD's Zen 4) do much faster: element 4 j + 2 i + h is of row 8 h + 4 i + j. In
+// a file that defines QK_OUT_OF_ORDER transpose_tile gives them so.
+QK_IN __m512i word_out_of_order(__m512i rows, __m512i others, int w) {
+  const __m512 a = _mm512_castsi512_ps(rows), b = _mm512_castsi512_ps(others);
+  return _mm512_castps_si512(w ? _mm512_shuffle_ps(a, b, 0xdd) : _mm512_shuffle_ps(a, b, 0x88));
+}
+QK_IN F in_order(F rows) {
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15), rows.v);
+}
+QK_IN F out_of_order(F rows) {
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15), rows.v);
+}
 template <class Word>
 QK_IN void transpose_tile(const uint8_t* tile, Word* words) {
   Word rows[2][4];
   eight_rows(tile, rows);
   for (int t = 0; t < 4; t++)
-    for (int w = 0; w < 2; w++) words[4 * w + t] = {word_of(rows[0][t].v, rows[1][t].v, w)};
+    for (int w = 0; w < 2; w++)
+#ifdef QK_OUT_OF_ORDER
+      words[4 * w + t] = {word_out_of_order(rows[0][t].v, rows[1][t].v, w)};
+#else
+      words[4 * w + t] = {word_of(rows[0][t].v, rows[1][t].v, w)};
+#endif
 }
 #elif QK_ISA == 2
 template <class Word>

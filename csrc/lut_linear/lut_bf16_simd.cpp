@@ -8,6 +8,7 @@
 #ifndef QK_DOT_PAIRS
 QK_ALSO("avx512bf16")
 #endif
+#define QK_OUT_OF_ORDER  // rows of sums are, until they are written
 #include "lut_alone.h"
 
 namespace {
@@ -47,9 +48,12 @@ void direct(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int
   over_columns<bits, R, 4>(w, stripe, end, [&](int64_t k, int i, int r, auto code) QK_INLINE_LAMBDA {
     const __m512i levels = table(code);
     for (int m = 0; m < M; m++) sums.d[r][m] = dot_pairs(sums.d[r][m], levels, _mm512_set1_epi32(int(x[(k / 2 + i) * M + m])));
-  }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA { sums.end_segment(scale); });
+  }, [&](int64_t, F* scale) QK_INLINE_LAMBDA {
+    for (int r = 0; r < R; r++) scale[r] = out_of_order(scale[r]);
+    sums.end_segment(scale);
+  });
   for (int r = 0; r < R && stripe + r < end; r++)
-    for (int m = 0; m < lower(M, rows); m++) write(w, stripe + r, sums.total[r][m], bias, y, m);
+    for (int m = 0; m < lower(M, rows); m++) write(w, stripe + r, in_order(sums.total[r][m]), bias, y, m);
 }
 
 // The same of one stripe and more rows, of which the totals are in memory: so many products hide what it takes to decode.
@@ -66,9 +70,10 @@ void wide(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int64
     QK_ROWS d[m] = dot_pairs(d[m], levels, _mm512_set1_epi32(int(pair[m])));
   }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA {
     asm("" ::: "memory");  // else gcc has totals in registers, and d in memory
-    QK_ROWS store(total[m], fused(d[m], scale[0], load(total[m]))), d[m] = F(0.0f);
+    const F own = out_of_order(scale[0]);
+    QK_ROWS store(total[m], fused(d[m], own, load(total[m]))), d[m] = F(0.0f);
   });
-  for (int m = 0; m < rows; m++) write(w, stripe, load(total[m]), bias, y, m);
+  for (int m = 0; m < rows; m++) write(w, stripe, in_order(load(total[m])), bias, y, m);
 }
 
 using Kernel = void (*)(const Packed&, int64_t, int64_t, const uint32_t*, int64_t, const float*, Output);

@@ -13,16 +13,6 @@ namespace {
 using qk::IntegerLevels;
 using qk::IntegerRows;
 
-// Words w of all rows, from the words of rows g and g + 8 for g < 4, and of the others (see eight_rows): element 4 j + 2 i + h is of row
-// 8 h + 4 i + j.
-QK_IN I words_of(I rows, I others, int w) {
-  const __m512 a = _mm512_castsi512_ps(rows.v), b = _mm512_castsi512_ps(others.v);
-  return {_mm512_castps_si512(w ? _mm512_shuffle_ps(a, b, 0xdd) : _mm512_shuffle_ps(a, b, 0x88))};
-}
-QK_IN F in_order(F rows) {
-  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15), rows.v);
-}
-
 // Before further products are added to sum: compilers would gather prefetches, and compute a value where it is used.
 template <class V> QK_IN void now(I& sum, V& value) { asm("" : "+v"(sum.v), "+v"(value.v)); }
 QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {  // as far as was fastest from memory
@@ -40,7 +30,7 @@ struct Third {
     I rows[2][4];
     four_rows(tile, 0, pair, rows), four_rows(tile, 1, pair, rows);
     for (int t = 2 * pair; t < 2 * pair + 2; t++)
-      for (int word = 0; word < 2; word++) words[word][t] = words_of(rows[0][t], rows[1][t], word);
+      for (int word = 0; word < 2; word++) words[word][t] = {word_out_of_order(rows[0][t].v, rows[1][t].v, word)};
   }
   QK_HD void begin(int64_t stripe) { tile = half = plane.first + stripe * plane.stride, load(0), load(1); }
 };
@@ -71,7 +61,7 @@ void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
         QK_UNROLL for (int word = 0; word < 2; word++) {
           prefetch_now(sum[0][0], sum[0][1], tile + (2 * t + word) * 64);
           if (bits == 3 && word == 0) prefetch_now(sum[0][0], sum[0][1], third.half + t * 64);
-          const I words = words_of(rows[0][t], rows[1][t], word);
+          const I words{word_out_of_order(rows[0][t].v, rows[1][t].v, word)};
           QK_UNROLL for (int s = 0; s < kSteps; s++) {
             const int block = bits == 8 ? 0 : word * kSteps + s;
             I codes = right(words, kWidth * s);
