@@ -107,19 +107,16 @@ bool qk::has_gfni() {
   static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("gfni"));
   return found;
 }
+bool qk::is_amd() {
+  static const bool found = [] {
+    unsigned a, name[3];  // "AuthenticAMD", of which words 1 and 2 come the other way round
+    return __get_cpuid(0, &a, &name[0], &name[1], &name[2]) && !memcmp(name, "AuthcAMDenti", 12);
+  }();
+  return found;
+}
 #else
 bool qk::has_vnni() { return false; }
 bool qk::has_vbmi() { return false; }
 bool qk::has_gfni() { return false; }
+bool qk::is_amd() { return false; }
 #endif
-bool qk::is_amd() {
-#ifdef __x86_64__
-  static const bool found = [] {
-    unsigned a, name[3];
-    return __get_cpuid(0, &a, &name[0], &name[1], &name[2]) && !memcmp(name, "AuthcAMDenti", 12);
-  }();
-  return found;
-#else
-  return false;
-#endif
-}

@@ -98,7 +98,7 @@ void linear(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int6
   }
 }
 
-// ---------------------------------------------------------------- one row: as lut_alone.h has it, but by pairs
+// ---------------------------------------------------------------- one row, 2 to 4 bits: as lut_alone.h has it, but by pairs
 template <int bits> QK_IN F add_product(F sum, const Pairs<bits>& table, Code code, const float* x) {
   return dot_pairs(sum, table(code), _mm512_loadu_si512(x));
 }
@@ -118,7 +118,6 @@ template <int bits> struct AlonePairs : Alone<bits, Pairs<bits>, 4> {
 };
 template <class Body> QK_IN void for_pairs(const Packed& w, Body&& body) {
   switch (w.bits) {
-    case 1: return body(AlonePairs<1>{});
     case 2: return body(AlonePairs<2>{});
     case 3: return body(AlonePairs<3>{});
     case 4: return body(AlonePairs<4>{});

@@ -81,7 +81,8 @@ struct IntegerRows {
   bool turned = false;  // one row, for LutIntegersTurned: filled up to whole tiles of codes
   int depth = paired || (for_tiles && (group % 64 == 0 || group == K)) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
-  int64_t whole = paired || (turned && bits < 8) ? 256 / (bits == 3 ? 2 : bits) : 32 * depth;  // columns that K is filled up to a multiple of
+  // columns that K is filled up to a multiple of
+  int64_t whole = paired || (turned && bits < 8) ? 256 / (bits == 3 ? 2 : bits) : 32 * depth;
   int64_t units = (K + whole - 1) / whole * (whole / (32 * depth)), cuts = (K + 127) / 128 + K / group;  // or fewer
   QK_HD int64_t height() const { return each * digits; }   // of a tile
   QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
@@ -111,8 +112,8 @@ struct LutIntegers {
   // small or large that its step or its sums leave the range of float32, and in none most values are below 2**-7 of the largest.
   // Else it is zeros.
   void (*split)(const IntegerRows&, const IntegerLevels&, int64_t begin, int64_t end, const void* x, int dtype, char* fits);
-  // One row of x, not for tiles, paired nor turned, affine levels of 2 bits or more: columns of stripes [begin, end) of y = x w^T + bias. For 1 bit
-  // LutAlone's tables of nibbles are faster.
+  // One row of x, not for tiles, paired nor turned, affine levels of 2 bits or more: columns of stripes [begin, end) of y = x w^T + bias.
+  // For 1 bit LutAlone's tables of nibbles are faster.
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
 };
 

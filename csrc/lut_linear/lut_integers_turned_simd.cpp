@@ -20,7 +20,8 @@ QK_IN void prefetch_now(I& sum, I& other, const uint8_t* line) {  // as far as w
   asm("prefetcht1 %1" : "+v"(other.v) : "m"(line[16384]));
 }
 
-// Bit 2 of the codes of 3 bits, for the next tile of bits 0 and 1 in words[0] and the one after it in words[1]: a tile of it is as wide as two.
+// Bit 2 of the codes of 3 bits: a tile of it is as wide as two of bits 0 and 1. words[0] is for the tile that is walked over, words[1] for
+// the one after it.
 struct Third {
   Plane<1> plane;
   const uint8_t *tile = nullptr, *half = nullptr;  // half: those of its bytes that belong to the tile which is walked over

@@ -66,7 +66,7 @@ struct LutPairs {
   // x: [K rounded up to 32, / 2][height], 0 from row `rows` on: of octet o, entry 4 o + i holds column 8 o + i, and column 8 o + i + 4 in
   // its upper half. height: even, 2 to kRows.
   void (*linear)(const Packed&, int64_t begin, int64_t end, const uint32_t* x, int64_t rows, int64_t height, const float* bias, Output y);
-  LutAlone alone;  // for one row
+  LutAlone alone;  // for one row, of 2 to 4 bits
 };
 
 // x as tiles of AMX-BF16 take it: a value is the sum of `parts` bfloat16 values, exactly (1, 2, 3 for bfloat16, float16, float32),
