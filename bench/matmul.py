@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import timeit
 from collections.abc import Iterator
 
 import torch
@@ -50,6 +51,21 @@ def make_post(N: int, K: int, bits: int, group: int) -> LutWeight:
     return LutWeight.pack(codes, levels, scale, bits=bits, group_size=group)
 
 
+@functools.lru_cache(maxsize=2)
+def square(dtype: torch.dtype, device: str) -> Tensor:
+    """Ones, of the side from which the rate of a product is at its best, but for which one takes a quarter of a second.
+
+    Processors that multiply float32 alone take a hundred times longer for other dtypes.
+    """
+    side = {4: 768, 2: 4096 if device == "cuda" else 2048}[dtype.itemsize]
+    if device == "cpu":
+        a = torch.ones(256, 256, dtype=dtype)
+        seconds = min(timeit.repeat(lambda: F.linear(a, a), number=1, repeat=3))
+        while side > 256 and seconds * (side / 256) ** 3 > 0.25:
+            side //= 2
+    return torch.ones(side, side, device=device, dtype=dtype)
+
+
 def measure(
     N: int,
     K: int,
@@ -84,10 +100,8 @@ def measure(
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     much = torch.ones((w.nbytes if hot else peers.BETWEEN) // 4, device=device)
-    # Sides from which the rate of a product is at its best.
-    sides = {4: 768, 2: 4096 if device == "cuda" else 2048}  # by the bytes of a value
-    kinds = {} if integers else {d: sides[d.itemsize] for d in (dtype, torch.bfloat16)}
-    squares = {f"products in {d}": torch.ones(n, n, device=device, dtype=d) for d, n in kinds.items()}
+    kinds = () if integers else dict.fromkeys((dtype, torch.bfloat16))
+    squares = {f"products in {d}": square(d, device) for d in kinds}
 
     def floats(i: int) -> Tensor:
         return qk.lut_linear(x, ours[i % len(ours)])
@@ -96,7 +110,7 @@ def measure(
         "ours": floats,
         "dense": lambda i: F.linear(x, dense[i % len(dense)]),
         "roof": lambda i: much.sum(),
-    } | {name: lambda i, square=square: square @ square for name, square in squares.items()}
+    } | {name: lambda i, a=a: F.linear(a, a) for name, a in squares.items()}
     if integers:
         step = (x.abs().max() / 127).reshape(1)
         candidates |= {

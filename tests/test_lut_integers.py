@@ -98,6 +98,23 @@ def test_a_large_value_takes_nothing_from_its_neighbours(M, name, isa):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_largest_codes_times_the_largest_digits_are_exact(bits, dtype, name, isa):
+    """Digits in base 256 of x's integers are -128 (lower ones of small values) or 127: no sum may be cut off."""
+    isa(name)
+    K = 384
+    codes = torch.full((20, K), 2**bits - 1)
+    w = LutWeight.pack(codes, torch.arange(2.0**bits), torch.ones(20), bits=bits)
+    for value in (1 + 2**-6, 1 + 127 * 2**-7, -1 - 2**-6, 2**-2 + 2**-8):
+        x = torch.full((1, K), value)
+        x[:, ::4] = 1
+        x[:, 1::4] = value * 2**-8
+        y = qk.lut_linear(x.to(dtype), w, backend="cpu")
+        assert torch.equal(y, torch.full((1, 20), x.double().sum().item() * (2**bits - 1)).to(dtype))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_beyond_the_range_of_integers_come_from_another_kernel(dtype, name, isa):
     """Not finite, or of values so small or large that steps leave the range of float32."""
     isa(name)

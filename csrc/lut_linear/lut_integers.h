@@ -70,15 +70,16 @@ struct IntegerRows {
     int32_t high, low;  // the integers' upper and lower halves, summed, times the base of the levels
   };
   uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
-                      // paired: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps = 4 / bits, w < 2:
-                      // s is a unit of depth 2
+                      // paired: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps, w < 2: s is a unit
+                      // of depth 2
   Segment* segments;  // [tiles][cuts][each]
-  uint8_t* lowest;    // turned: [units], bit i: whether digit 0 of quad i is other than 0; for x of 16 bits it mostly is 0
+  uint8_t* lowest;    // marked: [units], bit i: whether digit 0 of quad i is other than 0; for x of 16 bits it mostly is 0
   int64_t M, K, group;
   int bits, digits;
   bool for_tiles;
-  bool paired = false;  // one row of 2 or 4 bits, for LutIntegersEights
+  bool paired = false;  // one row of 2 to 4 bits, for LutIntegersEights and LutIntegersBytes
   bool turned = false;  // one row, for LutIntegersTurned: filled up to whole tiles of codes
+  bool marked = false;
   int depth = paired || (for_tiles && (group % 64 == 0 || group == K)) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
   // columns that K is filled up to a multiple of
@@ -86,17 +87,15 @@ struct IntegerRows {
   int64_t units = (K + whole - 1) / whole * (whole / (32 * depth)), cuts = (K + 127) / 128 + K / group;  // or fewer
   QK_HD int64_t height() const { return each * digits; }   // of a tile
   QK_HD int64_t stride() const { return 32 * depth; }      // bytes of a digit
-  QK_HD uint8_t* bytes_of(int64_t tile, int64_t b) const {  // sub-block b of the first row, digit 0
-    int64_t unit = b >> (depth - 1), from = (b & (depth - 1)) * 32;
-    if (paired) {
-      const int64_t steps = 4 / bits;
-      unit = b / (2 * steps) * steps + b % steps, from = b / steps % 2 * 4;
-    }
-    return data + (tile * units + unit) * height() * stride() + from;
+  QK_HD int64_t steps() const { return bits == 3 ? 2 : 4 / bits; }  // paired
+  QK_HD int64_t unit_of(int64_t b) const { return paired ? b / (2 * steps()) * steps() + b % steps() : b >> (depth - 1); }  // sub-block b
+  QK_HD uint8_t* bytes_of(int64_t tile, int64_t b) const {  // the same of the first row, digit 0
+    const int64_t from = paired ? b / steps() % 2 * 4 : (b & (depth - 1)) * 32;
+    return data + (tile * units + unit_of(b)) * height() * stride() + from;
   }
   QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
   QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // of three digits less is used, but without AVX-512
-  QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)) + (turned ? units : 0); }
+  QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)) + (marked ? units : 0); }
   QK_HD void place(uint8_t* memory) {
     data = memory, segments = reinterpret_cast<Segment*>(memory + bytes());
     lowest = reinterpret_cast<uint8_t*>(segments + tiles * cuts * each);
@@ -124,10 +123,16 @@ struct LutIntegersEights {
   static bool takes(const Packed& w) { return w.bits == 8 || ((w.bits == 2 || w.bits == 4) && (w.group == w.K || w.group % (256 / w.bits) == 0)); }
 };
 
-// The same and 3 bits (128), x turned. Needs AVX-512 VNNI.
+// The same and 3 bits (128), x turned and marked. Needs AVX-512 VNNI.
 struct LutIntegersTurned {
   decltype(LutIntegers::alone) alone;
   static bool takes(const Packed& w) { return LutIntegersEights::takes(w) || (w.bits == 3 && (w.group == w.K || w.group % 128 == 0)); }
+};
+
+// The same but for 8 bits, x of three digits, paired and marked. Needs AVX2.
+struct LutIntegersBytes {
+  decltype(LutIntegers::alone) alone;
+  static bool takes(const Packed& w, int digits) { return digits == 3 && w.bits < 8 && LutIntegersTurned::takes(w); }
 };
 
 // Any rows, for tiles as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.

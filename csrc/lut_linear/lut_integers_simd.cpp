@@ -55,7 +55,7 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const In
   const __m512i low = _mm512_load_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(4));
   const auto put_one = [&](__m256i quads, int digit) {
     uint8_t* const at = to + digit * rows.stride();
-    if (rows.turned && digit == 0) *lowest = uint8_t(_mm256_test_epi32_mask(quads, quads));
+    if (rows.marked && digit == 0) *lowest |= uint8_t(_mm256_test_epi32_mask(quads, quads));
     if (rows.paired) _mm512_mask_storeu_epi32(at, 0x5555, _mm512_maskz_cvtepu32_epi64(0xff, quads));
     else _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), quads);
   };
@@ -72,14 +72,21 @@ struct Sum {
   uint32_t highs() const { return high; }
   uint32_t lows() const { return low; }
 };
-template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows&, uint8_t*, Sum& sum) {
+template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows& rows, uint8_t* lowest, Sum& sum) {
   float values[2 * kLanes];
   store(values, a * by), store(values + kLanes, b * by);
   for (int c = 0; c < kBlock; c++) {
     const int32_t n = int32_t(__builtin_lrintf(values[c])), h = (n + 0x8000) >> 16, l = n - h * 65536;
     sum.high += uint32_t(h), sum.low += uint32_t(l);
-    Halves16::at<of_bytes>(to, c)[0] = int16_t(h);
-    Halves16::at<of_bytes>(to, c)[2] = int16_t(l);
+    if (rows.paired) {
+      const int quad = c / 8 * 2 + c % 2;
+      const uint32_t bytes = uint32_t(n + 0x808080) ^ 0x808080u;  // the digits
+      for (int d = 0; d < 3; d++) to[d * 64 + quad * 8 + c % 8 / 2] = uint8_t(bytes >> 8 * d);
+      *lowest |= uint8_t((bytes & 255) != 0) << quad;
+    } else {
+      Halves16::at<of_bytes>(to, c)[0] = int16_t(h);
+      Halves16::at<of_bytes>(to, c)[2] = int16_t(l);
+    }
   }
 }
 #endif
@@ -117,7 +124,7 @@ QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const
     Sum sum;
     for (; column < end; column += kBlock)
       digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), rows,
-                       rows.lowest + column / kBlock, sum);
+                       rows.lowest + rows.unit_of(column / kBlock), sum);
     lanes(balance, size);
     float all = 0;
     for (float s : size) all += s;
@@ -130,14 +137,16 @@ QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const
 
 template <bool of_bytes, class T>
 void split_rows(const IntegerRows& rows, const IntegerLevels& levels, int64_t begin, int64_t end, const void* x, char* fits) {
-  const int64_t blocks = (rows.K + kBlock - 1) / kBlock, stride = rows.stride(), more = QK_ISA == 512 ? rows.units * rows.depth : blocks;
+  const bool plain = QK_ISA != 512 && !rows.paired;  // as Halves16
+  const int64_t blocks = (rows.K + kBlock - 1) / kBlock, stride = rows.stride(), more = plain ? blocks : rows.units * rows.depth;
+  if (rows.marked) memset(rows.lowest, 0, rows.units);
   for (int64_t m = begin; m < end; m++) {
     const int64_t tile = m / rows.each, row = m % rows.each;
-    const auto block = [&](int64_t b) { return QK_ISA == 512 ? rows.bytes_of(tile, b) + row * rows.digits * stride : rows.data + b * 128; };
+    const auto block = [&](int64_t b) { return plain ? rows.data + b * 128 : rows.bytes_of(tile, b) + row * rows.digits * stride; };
     const auto zero = [&](int64_t b) {
       if (rows.paired)
         for (int quad = 0; quad < 8 * rows.digits; quad++) memset(block(b) + quad * 8, 0, 4);
-      else for (int d = 0; d < (QK_ISA == 512 ? rows.digits : 4); d++) memset(block(b) + d * (QK_ISA == 512 ? stride : 32), 0, 32);
+      else for (int d = 0; d < (plain ? 4 : rows.digits); d++) memset(block(b) + d * (plain ? 32 : stride), 0, 32);
     };
     IntegerRows::Segment* const segments = rows.segment(tile, 0) + row;
     fits[m] = split_row<of_bytes>(rows, levels, static_cast<const T*>(x) + m * rows.K, segments, block);
@@ -146,7 +155,6 @@ void split_rows(const IntegerRows& rows, const IntegerLevels& levels, int64_t be
       for (int64_t s = 0; s < rows.cuts; s++) segments[s * rows.each] = {0, 0, 0};
     }
     for (int64_t b = blocks; b < more; b++) zero(b);
-    if (rows.turned) memset(rows.lowest + blocks, 0, more - blocks);
   }
 }
 

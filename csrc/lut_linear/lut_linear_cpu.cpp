@@ -259,12 +259,13 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   if (rows.M == 1 && levels.affine && (w.packed.bits <= 4 || here.eights || here.turned)) tiles = nullptr;  // they would be nearly empty
   const bool eights = rows.M == 1 && !tiles && here.eights && qk::LutIntegersEights::takes(w.packed);
   const bool turned = rows.M == 1 && !tiles && here.turned && qk::LutIntegersTurned::takes(w.packed);
-  const auto alone = eights ? here.eights : turned ? here.turned : kernels->alone;
-  static thread_local std::vector<uint8_t> memory;
   const int digits = rows.dtype == 0 ? 4 : 3;
+  const bool bytes = rows.M == 1 && here.bytes && qk::LutIntegersBytes::takes(w.packed, digits);
+  const auto alone = eights ? here.eights : turned ? here.turned : bytes ? here.bytes : kernels->alone;
+  static thread_local std::vector<uint8_t> memory;
   const auto part = [&](int64_t M) {
     return qk::IntegerRows{nullptr, nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits, digits,
-                           tiles != nullptr, eights && w.packed.bits < 8, turned};
+                           tiles != nullptr, bytes || (eights && w.packed.bits < 8), turned, bytes || turned};
   };
   for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {
     qk::IntegerRows x = part(std::min(step, rows.M - m));

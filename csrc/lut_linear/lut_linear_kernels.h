@@ -15,6 +15,7 @@ namespace qk {
 #ifdef __x86_64__
 extern const LutKernels lut_bytes_avx512;
 extern const LutAlone lut_bytes_alone_avx512;
+extern const LutIntegersBytes lut_integers_bytes_avx2;
 extern const LutIntegersEights lut_integers_eights_avx512;
 extern const LutIntegersTurned lut_integers_turned_avx512;
 inline bool has_bytes(const Packed& w) { return w.bits == 8 && !w.uniform && isa() >= kAvx512 && has_vbmi(); }
@@ -31,6 +32,7 @@ struct IntegersHere {
   decltype(LutIntegersAmx::linear) tiles = nullptr;  // where there are none
   decltype(LutIntegersEights::alone) eights = nullptr;
   decltype(LutIntegersTurned::alone) turned = nullptr;
+  decltype(LutIntegersBytes::alone) bytes = nullptr;
 };
 inline IntegersHere integers_here() {
 #ifdef __x86_64__
@@ -40,7 +42,7 @@ inline IntegersHere integers_here() {
     return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, bits ? lut_integers_eights_avx512.alone : nullptr,
             bits ? nullptr : lut_integers_turned_avx512.alone};
   }
-  if (now >= kAvx2) return {&lut_integers_avx2};
+  if (now >= kAvx2) return {&lut_integers_avx2, nullptr, nullptr, nullptr, lut_integers_bytes_avx2.alone};
 #endif
   return {&lut_integers_scalar};
 }

@@ -6,6 +6,8 @@
 #include "../../csrc/lut_linear/lut_integers_simd.cpp"
 #if QK_ISA == 512
 #include "../../csrc/lut_linear/lut_integers_turned_simd.cpp"
+#elif QK_ISA == 2
+#include "../../csrc/lut_linear/lut_integers_bytes_simd.cpp"
 #endif
 #ifdef QK_TILES_IN_SOFTWARE
 #include "../../csrc/lut_linear/lut_integers_amx_simd.cpp"
@@ -50,16 +52,20 @@ struct Given {
   const IntegerLevels levels;
   explicit Given(const Weight& w) : w(w), levels(w.levels.get(), int(w.levels.size), w.bits) {}
 
-  // The kernels for one row: plain, turned and, with GFNI, eights.
-  int ways() const {
+  // The kernels for one row of so many digits: plain; turned and, with GFNI, eights; without AVX-512 bytes.
+  int ways(int digits) const {
 #if QK_ISA == 512
     if (LutIntegersTurned::takes(w.packed())) return kGfni && LutIntegersEights::takes(w.packed()) ? 3 : 2;
+#elif QK_ISA == 2
+    if (LutIntegersBytes::takes(w.packed(), digits)) return 2;
 #endif
     return 1;
   }
   static auto alone_by(int way) {
 #if QK_ISA == 512
     if (way == 1) return lut_integers_turned_avx512.alone;
+#elif QK_ISA == 2
+    if (way == 1) return lut_integers_bytes_avx2.alone;
 #endif
 #ifdef QK_GFNI
     if (way == 2) return lut_integers_eights_avx512.alone;
@@ -72,10 +78,11 @@ struct Given {
   std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr, int way = 0) const {
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
-    IntegerRows rows{nullptr, nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles, way == 2 && w.bits < 8, way == 1};
+    const bool paired = QK_ISA == 2 ? way == 1 : way == 2 && w.bits < 8, turned = QK_ISA == 512 && way == 1;
+    IntegerRows rows{nullptr, nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles, paired, turned, way == 1};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
-    const int64_t used = QK_ISA == 512 ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
+    const int64_t used = QK_ISA == 512 || paired ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
     std::fill(memory.get() + used, memory.get() + rows.bytes(), uint8_t(0xa5));
     std::vector<char> all(M);
     split(rows, levels, 0, M / 2, in.get(), kind<T>, all.data());
@@ -125,7 +132,7 @@ struct Given {
     };
     if (levels.affine && w.bits > 1)
       for (int64_t m = 0; m < M; m++)
-        for (int way = 0; way < ways(); way++) check(product<T>(x.data() + m * w.K, 1, b, false, nullptr, way), m, 0);
+        for (int way = 0; way < ways(kind<T> ? 3 : 4); way++) check(product<T>(x.data() + m * w.K, 1, b, false, nullptr, way), m, 0);
 #ifdef QK_TILES_IN_SOFTWARE
     const std::vector<float> y = product<T>(x.data(), M, b, true);
     for (int64_t m = 0; m < M; m++) check(y, m, m);
@@ -197,7 +204,7 @@ void which_rows_fit(float unit, float low, float high) {
   }
 #else
   for (int m = 0; m < 12; m++) {
-    for (int way = 0; way < given.ways(); way++) {
+    for (int way = 0; way < given.ways(4); way++) {
       given.product<float>(x.data() + m * 200, 1, nullptr, false, &fits, way);
       CHECK(fits[0] == want[m]);
     }
