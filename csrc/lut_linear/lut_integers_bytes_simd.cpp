@@ -21,6 +21,11 @@ QK_IN I half_turned(const uint8_t* tile, int h, int t) {
   return {{two(4 * h), two(4 * h + 2)}};
 }
 
+QK_IN I left_even(I a, int n) {  // first words
+  const __m256i counts = _mm256_set1_epi64x(n);
+  return {{_mm256_sllv_epi32(a.v[0], counts), _mm256_sllv_epi32(a.v[1], counts)}};
+}
+
 // Products of four codes of each word, below 128, and four digits: of first words, of second ones. Sums of two each.
 QK_IN I products(I codes, __m256i x) { return {{_mm256_maddubs_epi16(codes.v[0], x), _mm256_maddubs_epi16(codes.v[1], x)}}; }
 QK_IN __m256i both_words(const uint8_t* x) {
@@ -45,7 +50,7 @@ QK_IN F in_order(F rows) {
 template <int bits>
 void bytes_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
   constexpr int kWidth = bits == 3 ? 2 : bits;  // of the plane whose tiles are walked over
-  constexpr int kSteps = 4 / kWidth, kColumns = 64 * kSteps, kDigit = 64, kLines = 2 / kSteps;
+  constexpr int kSteps = 4 / kWidth, kColumns = 64 * kSteps, kDigit = 64;
   static_assert(8 * kSteps * 2 * ((1 << bits) - 1) * 128 < 32768, "sums of a tile fit in 16 bits");
   const Plane<kWidth> plane(w.codes, w.K);
   const Plane<1> third(w.codes + (w.N + 15) / 16 * plane.stride, w.K);  // of 3 bits: a tile is as wide as two of the others
@@ -61,32 +66,34 @@ void bytes_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
       [[maybe_unused]] const int word = column / kColumns % 2 == 0;  // of the third bits
       I two[2], one[2];  // as high and low, of digits 2 and 1, in 16 bits
       clear(two), clear(one);
-      QK_UNROLL for (int s = 0; s < kSteps; s++, from += 3 * kDigit, lowest++) {
-        QK_UNROLL for (int t = 0; t < 4; t++) {
-          QK_UNROLL for (int i = 0; i < kLines; i++) {
-            const uint8_t* const line = tile + ((4 * s + t) * kLines + i) * 64;
-            __builtin_prefetch(line + 2048, 0, 3), __builtin_prefetch(line + 8192, 0, 2);
-          }
-          if (bits == 3 && s == 0) __builtin_prefetch(thirds + word * 256 + t * 64 + 4096, 0, 3);
+      QK_UNROLL for (int t = 0; t < 4; t++) {
+        for (int line = 2 * t; line < 2 * t + 2; line++) __builtin_prefetch(tile + line * 64 + 2048, 0, 3), __builtin_prefetch(tile + line * 64 + 8192, 0, 2);
+        if (bits == 3) __builtin_prefetch(thirds + word * 256 + t * 64 + 4096, 0, 3);
+        I words[2], bits_2[2];
+        QK_UNROLL for (int h = 0; h < 2; h++) {
+          words[h] = half_turned(tile, h, t);
+          if constexpr (bits == 3) bits_2[h] = left_even(repeat(half_turned(thirds, h, t), word), 2);
+        }
+        QK_UNROLL for (int s = 0; s < kSteps; s++) {
           I codes[2];
           QK_UNROLL for (int h = 0; h < 2; h++) {
-            codes[h] = half_turned(tile, h, t);
-            if constexpr (kSteps > 1) codes[h] = right(codes[h], kWidth * s);
-            if constexpr (bits == 3) codes[h] = choose(0x33333333u, codes[h], left_by(repeat(half_turned(thirds, h, t), word), 2 - s, -s));
+            codes[h] = s ? right(words[h], kWidth * s) : words[h];
+            if constexpr (bits == 3) codes[h] = choose(0x33333333u, codes[h], s ? right(bits_2[h], s) : bits_2[h]);
           }
           QK_UNROLL for (int q = 0; q < 2; q++) {
-            const uint8_t* const quads = from + (2 * t + q) * 8;
+            const uint8_t* const quads = from + s * 3 * kDigit + (2 * t + q) * 8;
             const __m256i x2 = both_words(quads + 2 * kDigit), x1 = both_words(quads + kDigit);
             I own[2];
             QK_UNROLL for (int h = 0; h < 2; h++) {
               own[h] = codes_of<bits>(codes[h], 4 * q);
               two[h] = add_halves(two[h], products(own[h], x2)), one[h] = add_halves(one[h], products(own[h], x1));
             }
-            if (__builtin_expect(*lowest >> (2 * t + q) & 1, 0))
+            if (__builtin_expect(lowest[s] >> (2 * t + q) & 1, 0))
               QK_UNROLL for (int h = 0; h < 2; h++) low[h] = low[h] + widened(products(own[h], both_words(quads)), 1);
           }
         }
       }
+      from += kSteps * 3 * kDigit, lowest += kSteps;
       for (int h = 0; h < 2; h++) high[h] = high[h] + widened(two[h], 1), low[h] = low[h] + widened(one[h], 256);
       if (bits == 3 && word) thirds += 512;
       if (column < place.stop) continue;
