@@ -72,21 +72,47 @@ struct Sum {
   uint32_t highs() const { return high; }
   uint32_t lows() const { return low; }
 };
+#if QK_ISA == 2
+// Digits of the eight columns of octet t, paired; returns the bits of `lowest`.
+QK_IN uint8_t paired_octet(__m256i n, int t, uint8_t* to) {
+  const __m256i offset = _mm256_set1_epi32(0x808080);
+  const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15));  // as for AVX-512
+  const __m256i halves = _mm256_shuffle_epi8(_mm256_xor_si256(_mm256_add_epi32(n, offset), offset), order);
+  const __m128i first = _mm256_castsi256_si128(halves), second = _mm256_extracti128_si256(halves, 1);
+  const __m128i low = _mm_unpacklo_epi16(first, second), high = _mm_unpackhi_epi16(first, second);  // quads of digits 0 and 1, of digit 2
+  const uint64_t digit[] = {uint64_t(_mm_cvtsi128_si64(low)), uint64_t(_mm_extract_epi64(low, 1)), uint64_t(_mm_cvtsi128_si64(high))};
+  for (int d = 0; d < 3; d++)
+    for (int q = 0; q < 2; q++) {
+      const uint32_t quad = uint32_t(digit[d] >> 32 * q);
+      memcpy(to + d * 64 + (2 * t + q) * 8, &quad, 4);
+    }
+  return uint8_t(((uint32_t(digit[0]) != 0) | (digit[0] >> 32 != 0) << 1) << 2 * t);
+}
+#endif
 template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const IntegerRows& rows, uint8_t* lowest, Sum& sum) {
   float values[2 * kLanes];
   store(values, a * by), store(values + kLanes, b * by);
+#if QK_ISA == 2
+  if (rows.paired) {
+    __m256i upper = _mm256_setzero_si256(), all = upper;  // sums: of halves, of whole ones modulo 2**32
+    for (int t = 0; t < 4; t++) {
+      const __m256i n = _mm256_cvtps_epi32(_mm256_loadu_ps(values + 8 * t));
+      upper = _mm256_add_epi32(upper, _mm256_srai_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(0x8000)), 16));
+      all = _mm256_add_epi32(all, n);
+      *lowest |= paired_octet(n, t, to);
+    }
+    const __m256i two = _mm256_hadd_epi32(upper, all), one = _mm256_hadd_epi32(two, two);
+    const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(one), _mm256_extracti128_si256(one, 1));
+    const uint32_t high = uint32_t(_mm_cvtsi128_si32(sums));
+    sum.high += high, sum.low += uint32_t(_mm_extract_epi32(sums, 1)) - (high << 16);
+    return;
+  }
+#endif
   for (int c = 0; c < kBlock; c++) {
     const int32_t n = int32_t(__builtin_lrintf(values[c])), h = (n + 0x8000) >> 16, l = n - h * 65536;
     sum.high += uint32_t(h), sum.low += uint32_t(l);
-    if (rows.paired) {
-      const int quad = c / 8 * 2 + c % 2;
-      const uint32_t bytes = uint32_t(n + 0x808080) ^ 0x808080u;  // the digits
-      for (int d = 0; d < 3; d++) to[d * 64 + quad * 8 + c % 8 / 2] = uint8_t(bytes >> 8 * d);
-      *lowest |= uint8_t((bytes & 255) != 0) << quad;
-    } else {
-      Halves16::at<of_bytes>(to, c)[0] = int16_t(h);
-      Halves16::at<of_bytes>(to, c)[2] = int16_t(l);
-    }
+    Halves16::at<of_bytes>(to, c)[0] = int16_t(h);
+    Halves16::at<of_bytes>(to, c)[2] = int16_t(l);
   }
 }
 #endif
