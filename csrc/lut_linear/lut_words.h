@@ -224,13 +224,15 @@ struct Halves : Table<4> {
 template <> struct Table<8> {  // one by one: a gather takes longer
   const float* l;
   QK_HD explicit Table(const Packed& w) : l(w.levels) {}
-  QK_HD F operator()(I code) const {
-    alignas(32) uint32_t c[kLanes];
-    alignas(32) float v[kLanes];
-    memcpy(c, &code, sizeof c);
-    for (int i = 0; i < kLanes; i++) v[i] = l[c[i] & 255];
-    return ::load(v);
+  QK_HD __m128 four(__m128i words, int shift) const {  // a and b, before they are shifted, are the same for all columns of a word
+    const uint64_t a = uint64_t(_mm_cvtsi128_si64(words)) >> shift, b = uint64_t(_mm_extract_epi64(words, 1)) >> shift;
+    return _mm_setr_ps(l[uint8_t(a)], l[uint8_t(a >> 32)], l[uint8_t(b)], l[uint8_t(b >> 32)]);
   }
+  QK_HD __m256 eight(__m256i words, int shift) const {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(four(_mm256_castsi256_si128(words), shift)), four(_mm256_extracti128_si256(words, 1), shift), 1);
+  }
+  QK_HD F operator()(I code) const { return {eight(code.v[0], 0), eight(code.v[1], 0)}; }
+  QK_HD F operator()(const Code& code) const { return {eight(code.word.v[0], code.shift), eight(code.word.v[1], code.shift)}; }
 };
 #else
 template <int bits> struct Table {
