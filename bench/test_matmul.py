@@ -25,6 +25,12 @@ def test_a_row_is_whole(bits, dtype, monkeypatch):
     assert len(line("matmul", row)) == len(line("matmul", None))
 
 
+@pytest.mark.parametrize(("seconds", "side"), [(1e-5, 2048), (1e-3, 1024), (0.01, 512), (9.0, 256)])
+def test_products_that_take_long_are_of_smaller_squares(seconds, side, monkeypatch):
+    monkeypatch.setattr(matmul.timeit, "repeat", lambda *_, **__: [seconds])  # of side 256
+    assert matmul.square.__wrapped__(torch.bfloat16, "cpu").shape == (side, side)
+
+
 def test_only_what_is_asked_for_is_measured(monkeypatch):
     monkeypatch.setattr(matmul, "measure", lambda *setting: setting)
     asked = {"bits": [3], "rows": [1, 4], "dtypes": ["float16"], "caches": ["hot"], "shapes": [shape("64x256")]}
