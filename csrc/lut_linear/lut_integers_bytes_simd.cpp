@@ -1,6 +1,7 @@
-// One row of x times a weight in integers, as lut_integers_simd.cpp has it, for processors with AVX2 alone: products of bytes, of which a
-// register holds twice as many as of halves of 16 bits. Two of them are added up by the instruction; the sums have 16 bits as well, enough for
-// the columns of a tile. A tile is turned only so far that I has two words of eight rows, which meet at the end of a segment.
+// One row of 16-bit x times a weight in integers, as lut_integers_simd.cpp has it, by AVX2's products of bytes: of codes and of digits of
+// x, twice as many at a time as of 16 bits. An instruction adds up two of them; sums have 16 bits, which is enough for the columns of a tile.
+// A tile is turned only so far that I has two words of eight rows, which meet at the end of a segment. The lowest digit of x is
+// multiplied only where it is not 0.
 #include "../common/simd.h"
 #include "lut_integers.h"
 
@@ -21,7 +22,7 @@ QK_IN I half_turned(const uint8_t* tile, int h, int t) {
   return {{two(4 * h), two(4 * h + 2)}};
 }
 
-QK_IN I left_even(I a, int n) {  // first words
+QK_IN I left_first(I a, int n) {  // first words alone
   const __m256i counts = _mm256_set1_epi64x(n);
   return {{_mm256_sllv_epi32(a.v[0], counts), _mm256_sllv_epi32(a.v[1], counts)}};
 }
@@ -64,21 +65,21 @@ void bytes_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
     clear(high), clear(low);
     for (int64_t column = kColumns; column < w.K + kColumns; column += kColumns, tile += 512) {
       [[maybe_unused]] const int word = column / kColumns % 2 == 0;  // of the third bits
-      I two[2], one[2];  // as high and low, of digits 2 and 1, in 16 bits
-      clear(two), clear(one);
+      I digit_2[2], digit_1[2];  // [h]: sums of the tile in 16 bits
+      clear(digit_2), clear(digit_1);
       QK_UNROLL for (int t = 0; t < 4; t++) {
-        for (int line = 2 * t; line < 2 * t + 2; line++) __builtin_prefetch(tile + line * 64 + 2048, 0, 3), __builtin_prefetch(tile + line * 64 + 8192, 0, 2);
+        for (int at = t * 128; at < (t + 1) * 128; at += 64) __builtin_prefetch(tile + at + 2048, 0, 3), __builtin_prefetch(tile + at + 8192, 0, 2);
         if (bits == 3) __builtin_prefetch(thirds + word * 256 + t * 64 + 4096, 0, 3);
-        I words[2], bits_2[2];
+        I words[2], third_bits[2];
         QK_UNROLL for (int h = 0; h < 2; h++) {
           words[h] = half_turned(tile, h, t);
-          if constexpr (bits == 3) bits_2[h] = left_even(repeat(half_turned(thirds, h, t), word), 2);
+          if constexpr (bits == 3) third_bits[h] = left_first(repeat(half_turned(thirds, h, t), word), 2);
         }
         QK_UNROLL for (int s = 0; s < kSteps; s++) {
           I codes[2];
           QK_UNROLL for (int h = 0; h < 2; h++) {
             codes[h] = s ? right(words[h], kWidth * s) : words[h];
-            if constexpr (bits == 3) codes[h] = choose(0x33333333u, codes[h], s ? right(bits_2[h], s) : bits_2[h]);
+            if constexpr (bits == 3) codes[h] = choose(0x33333333u, codes[h], s ? right(third_bits[h], s) : third_bits[h]);
           }
           QK_UNROLL for (int q = 0; q < 2; q++) {
             const uint8_t* const quads = from + s * 3 * kDigit + (2 * t + q) * 8;
@@ -86,7 +87,7 @@ void bytes_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
             I own[2];
             QK_UNROLL for (int h = 0; h < 2; h++) {
               own[h] = codes_of<bits>(codes[h], 4 * q);
-              two[h] = add_halves(two[h], products(own[h], x2)), one[h] = add_halves(one[h], products(own[h], x1));
+              digit_2[h] = add_halves(digit_2[h], products(own[h], x2)), digit_1[h] = add_halves(digit_1[h], products(own[h], x1));
             }
             if (__builtin_expect(lowest[s] >> (2 * t + q) & 1, 0))
               QK_UNROLL for (int h = 0; h < 2; h++) low[h] = low[h] + widened(products(own[h], both_words(quads)), 1);
@@ -94,7 +95,7 @@ void bytes_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
         }
       }
       from += kSteps * 3 * kDigit, lowest += kSteps;
-      for (int h = 0; h < 2; h++) high[h] = high[h] + widened(two[h], 1), low[h] = low[h] + widened(one[h], 256);
+      for (int h = 0; h < 2; h++) high[h] = high[h] + widened(digit_2[h], 1), low[h] = low[h] + widened(digit_1[h], 256);
       if (bits == 3 && word) thirds += 512;
       if (column < place.stop) continue;
       total = fused(in_order(in_steps(added(high), added(low), factor, *place.segment)), scale_of(w, stripe, place.group), total);
