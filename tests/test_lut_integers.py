@@ -115,6 +115,25 @@ def test_the_largest_codes_times_the_largest_digits_are_exact(bits, dtype, name,
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bits", "by"), [(2, 88), (2, -170), (3, 38), (3, -72), (4, 23), (4, -34), (8, 2), (8, -2)])
+def test_the_largest_levels_times_integers_that_carry_are_exact(bits, by, dtype, name, isa):
+    """-255 + by * code and the like: codes and base are summed apart, and what both are of a segment is far smaller. x's
+    integers are 0x7f80 in their lower 16 bits: those of which the digits carry into the upper ones."""
+    isa(name)
+    K, levels = 256, torch.arange(2.0**bits) * by + (-255 if by > 0 else 255)
+    codes = torch.full((20, K), 2**bits - 1)
+    codes[::2, ::3] = 1
+    w = LutWeight.pack(codes, levels, torch.ones(20), bits=bits)
+    x = torch.full((1, K), 255 * 2.0**-14)
+    x[0, ::128] = 1
+    for sign in (1, -1):
+        y = qk.lut_linear(sign * x.to(dtype), w, backend="cpu")
+        truth = sign * x.double() @ w.dequantize(torch.float64).T
+        assert torch.equal(y, truth.to(dtype)), (y - truth).abs().max()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_beyond_the_range_of_integers_come_from_another_kernel(dtype, name, isa):
     """Not finite, or of values so small or large that steps leave the range of float32."""
     isa(name)

@@ -69,7 +69,7 @@ struct IntegerRows {
     float step;         // times the unit of the levels
     int32_t high, low;  // the integers' upper and lower halves, summed, times the base of the levels
   };
-  uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
+  uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 and not paired see Halves16
                       // paired: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps, w < 2: s is a unit
                       // of depth 2
   Segment* segments;  // [tiles][cuts][each]
@@ -79,7 +79,7 @@ struct IntegerRows {
   bool for_tiles;
   bool paired = false;  // one row of 2 to 4 bits, for LutIntegersEights and LutIntegersBytes
   bool turned = false;  // one row, for LutIntegersTurned: filled up to whole tiles of codes
-  bool marked = false;
+  bool marked = false;  // one row, for LutIntegersTurned and LutIntegersBytes: `lowest` is filled in
   int depth = paired || (for_tiles && (group % 64 == 0 || group == K)) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
   // columns that K is filled up to a multiple of
@@ -94,7 +94,7 @@ struct IntegerRows {
     return data + (tile * units + unit_of(b)) * height() * stride() + from;
   }
   QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
-  QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // of three digits less is used, but without AVX-512
+  QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // of three digits less is used, but as Halves16
   QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)) + (marked ? units : 0); }
   QK_HD void place(uint8_t* memory) {
     data = memory, segments = reinterpret_cast<Segment*>(memory + bytes());

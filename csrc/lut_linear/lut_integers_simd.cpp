@@ -16,7 +16,7 @@ using qk::IntegerLevels;
 using qk::IntegerRows;
 
 // ---------------------------------------------------------------- x
-// Without AVX-512 the digits are two halves, 16 bits: a sub-block of one row is 128 bytes, of pairs of columns, as codes of them lie
+// Without AVX-512 the digits, but for paired x, are two halves, 16 bits: a sub-block of one row is 128 bytes, of pairs of columns, as codes of them lie
 // 16 bits apart in a word, in the order of the loops below; the upper halves of a pair, then the lower ones.
 struct Halves16 {
   template <bool of_bytes> static int16_t* at(uint8_t* block, int column) {
@@ -93,11 +93,11 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const In
   float values[2 * kLanes];
   store(values, a * by), store(values + kLanes, b * by);
 #if QK_ISA == 2
-  if (rows.paired) {
+  if (!of_bytes && rows.paired) {
     __m256i upper = _mm256_setzero_si256(), all = upper;  // sums: of halves, of whole ones modulo 2**32
     for (int t = 0; t < 4; t++) {
       const __m256i n = _mm256_cvtps_epi32(_mm256_loadu_ps(values + 8 * t));
-      upper = _mm256_add_epi32(upper, _mm256_srai_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(0x8000)), 16));
+      upper = _mm256_add_epi32(upper, _mm256_srai_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(0x8080)), 16));  // as the digits are
       all = _mm256_add_epi32(all, n);
       *lowest |= paired_octet(n, t, to);
     }
