@@ -55,8 +55,8 @@ def make_post(N: int, K: int, bits: int, group: int) -> LutWeight:
 def square(dtype: torch.dtype, device: str) -> Tensor:
     """Ones, whose product by their own transpose shows the rate of a large matmul.
 
-    Of the side from which that is at its best, or the largest one for which it takes no more than a quarter of a second:
-    processors that multiply float32 alone take a hundred times longer for other dtypes.
+    Of the side from which that is at its best, or the largest one for which it takes no more than a quarter of a
+    second: processors that multiply float32 alone take a hundred times longer for other dtypes.
     """
     side = {4: 768, 2: 4096 if device == "cuda" else 2048}[dtype.itemsize]
     if device == "cpu":
@@ -85,8 +85,8 @@ def measure(
     On a GPU a time is that of one call in a CUDA graph, which goes over all copies of the weight.
 
     limit_us: reading w and x at that bandwidth, or the products at the rate of a large matmul, whichever takes longer.
-    That matmul is in the dtype of x, in bfloat16 or on a CPU in float32, whichever is fastest: matrix units multiply parts
-    of wider types. (Without AVX-512 integers, as one row may be multiplied in, are faster still.)
+    That matmul is in the dtype of x, in bfloat16 or on a CPU in float32, whichever is fastest: matrix units multiply
+    parts of wider types. (Without AVX-512 integers, as one row may be multiplied in, are faster still.)
     dtype int8: activations are integers and the weight POST's, of 1 and 8 bits LSQ's, and ``lut_linear_int`` multiplies
     them. Its peer is ``lut_linear`` with the same values in float32, as is the dense layer, and its limit that of the
     bandwidth.
@@ -102,11 +102,8 @@ def measure(
     dense = copies(w.dequantize(dtype), hot)
     x = torch.randn(M, K, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     much = torch.ones((w.nbytes if hot else peers.BETWEEN) // 4, device=device)
-    kinds = (
-        ()
-        if integers
-        else dict.fromkeys((dtype, torch.bfloat16) if device == "cuda" else (dtype, torch.bfloat16, torch.float32))
-    )
+    more = () if device == "cuda" else (torch.float32,)
+    kinds = () if integers else dict.fromkeys((dtype, torch.bfloat16, *more))
     squares = {f"products in {d}": square(d, device) for d in kinds}
 
     def floats(i: int) -> Tensor:
