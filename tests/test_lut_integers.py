@@ -117,8 +117,8 @@ def test_the_largest_codes_times_the_largest_digits_are_exact(bits, dtype, name,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bits", "by"), [(2, 88), (2, -88), (3, 38), (3, -38), (4, 23), (4, -23), (8, 2), (8, -2)])
 def test_the_largest_levels_times_integers_that_carry_are_exact(bits, by, dtype, name, isa):
-    """-255 + by * code and the like: codes and base are summed apart, and together they are far smaller. x's integers are
-    0x7f80 in their lower 16 bits: those of which the digits carry into the upper ones."""
+    """-255 + by * code and the like: codes and base are summed apart, and together they are far smaller. x's integers
+    are 0x7f80 in their lower 16 bits: those of which the digits carry into the upper ones."""
     isa(name)
     K, levels = 256, torch.arange(2.0**bits) * by + (-255 if by > 0 else 255)
     codes = torch.full((20, K), 2**bits - 1)
