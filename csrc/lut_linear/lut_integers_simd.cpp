@@ -16,8 +16,8 @@ using qk::IntegerLevels;
 using qk::IntegerRows;
 
 // ---------------------------------------------------------------- x
-// Without AVX-512 the digits, but for paired x, are two halves, 16 bits: a sub-block of one row is 128 bytes, of pairs of columns, as codes of them lie
-// 16 bits apart in a word, in the order of the loops below; the upper halves of a pair, then the lower ones.
+// Without AVX-512, and where x is not paired, the digits are two halves, 16 bits: a sub-block of one row is 128 bytes, of pairs of columns,
+// as codes of them lie 16 bits apart in a word, in the order of the loops below; the upper halves of a pair, then the lower ones.
 struct Halves16 {
   template <bool of_bytes> static int16_t* at(uint8_t* block, int column) {
     const int t = column / 8, i = column % 8, pair = of_bytes ? i / 4 * 2 + i % 2 : i % 4, second = of_bytes ? i / 2 % 2 : i / 4;
