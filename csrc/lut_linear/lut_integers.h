@@ -69,11 +69,11 @@ struct IntegerRows {
     float step;         // times the unit of the levels
     int32_t high, low;  // the integers' upper and lower halves, summed, times the base of the levels
   };
-  uint8_t* data;      // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
-                      // paired, on any: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile, s < steps, w < 2: s is
-                      // a unit of depth 2
-  Segment* segments;  // [tiles][cuts][each]
-  uint8_t* lowest;    // marked: [units], bit i: whether digit 0 of quad i is other than 0; for x of 16 bits it mostly is 0
+  uint8_t* data = nullptr;       // [tiles][units][each][digits][32 depth columns], bytes in the order of Quads; without AVX-512 see Halves16
+                                 // paired, on any: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile,
+                                 // s < steps, w < 2: s is a unit of depth 2
+  Segment* segments = nullptr;   // [tiles][cuts][each]
+  uint8_t* lowest = nullptr;     // marked: [units], bit i: whether digit 0 of quad i is other than 0; of 16-bit x it mostly is 0
   int64_t M, K, group;
   int bits, digits;
   bool for_tiles;

@@ -264,8 +264,9 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   const auto alone = eights ? here.eights : turned ? here.turned : bytes ? here.bytes : kernels->alone;
   static thread_local std::vector<uint8_t> memory;
   const auto part = [&](int64_t M) {
-    return qk::IntegerRows{nullptr, nullptr, nullptr, M, w.packed.K, w.packed.group, w.packed.bits, digits,
-                           tiles != nullptr, bytes || (eights && w.packed.bits < 8), turned, bytes || turned};
+    return qk::IntegerRows{.M = M, .K = w.packed.K, .group = w.packed.group, .bits = w.packed.bits, .digits = digits,
+                           .for_tiles = tiles != nullptr, .paired = bytes || (eights && w.packed.bits < 8), .turned = turned,
+                           .marked = bytes || turned};
   };
   for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {
     qk::IntegerRows x = part(std::min(step, rows.M - m));

@@ -53,7 +53,7 @@ struct Given {
   explicit Given(const Weight& w) : w(w), levels(w.levels.get(), int(w.levels.size), w.bits) {}
 
   // The kernels for one row of so many digits: plain; turned and, with GFNI, eights; without AVX-512 bytes.
-  int ways(int digits) const {
+  int ways([[maybe_unused]] int digits) const {
 #if QK_ISA == 512
     if (LutIntegersTurned::takes(w.packed())) return kGfni && LutIntegersEights::takes(w.packed()) ? 3 : 2;
 #elif QK_ISA == 2
@@ -79,7 +79,8 @@ struct Given {
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
     const bool paired = QK_ISA == 2 ? way == 1 : way == 2 && w.bits < 8, turned = QK_ISA == 512 && way == 1;
-    IntegerRows rows{nullptr, nullptr, nullptr, M, w.K, w.group, w.bits, kind<T> ? 3 : 4, tiles, paired, turned, way == 1};
+    IntegerRows rows{.M = M, .K = w.K, .group = w.group, .bits = w.bits, .digits = kind<T> ? 3 : 4,
+                     .for_tiles = tiles, .paired = paired, .turned = turned, .marked = way == 1};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
     const int64_t used = QK_ISA == 512 || paired ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
