@@ -12,6 +12,15 @@
 namespace {
 
 // ---------------------------------------------------------------- lines
+// Shifts of four lines, then their look-ups, then their products: where each waits for the one before, processors find more to do at a
+// time so (AMD's Zen 4; others do not mind).
+#if QK_ISA == 512
+constexpr int kTurn = 4;
+template <class V> QK_IN void all_at_once(V (&a)[4]) { asm("" : "+v"(a[0].v), "+v"(a[1].v), "+v"(a[2].v), "+v"(a[3].v)); }
+#else
+constexpr int kTurn = 1;
+template <class V> QK_IN void all_at_once(V (&)[1]) {}
+#endif
 // The codes of a T16 tile as they lie: line g is 64 bytes, word w of the octets t of row g in element 4 t + w and of row g + 8 in
 // 4 t + 2 + w. A tile is kSteps units, by the place of a code in its nibble; word w of step s is sub-block w * kSteps + s of the
 // tile, or of 8 bits columns 4 w and up of each octet of the one that there is.
@@ -22,17 +31,25 @@ template <int bits> struct Lines {
   explicit Lines(const Packed& w) : plane(w.codes, w.K) {}
   QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return plane.first + stripe * plane.stride + tile * 512; }
   QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const { __builtin_prefetch(at(stripe, tile) + 2048 + g * 64); }
-  // body(i, g, code) for the columns i < count of step s of n lines from `first` on.
+  // body(i, g, codes) for the columns i < count of step s of n lines from `first` on: codes of as many lines from g on as there are.
   template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
     const auto code = [&](I line, int i) QK_INLINE_LAMBDA { return Code{line, bits == 8 ? 8 * i : 4 * i + bits * s}; };
     I line[n];
     QK_UNROLL for (int g = 0; g < n; g++) line[g] = kept<count>(load_words(at(stripe, tile) + (first + g) * 64));
     if constexpr (QK_ISA == 2 || bits == 8) {  // line by line, for what codes of a word share fills the registers (see Halves, Bytes)
       QK_UNROLL for (int g = 0; g < n; g++)
-        QK_UNROLL for (int i = 0; i < count; i++) body(i, g, code(line[g], i));
+        QK_UNROLL for (int i = 0; i < count; i++) {
+          const Code one[] = {code(line[g], i)};
+          body(i, g, one);
+        }
     } else {
       QK_UNROLL for (int i = 0; i < count; i++)
-        QK_UNROLL for (int g = 0; g < n; g++) body(i, g, code(line[g], i));
+        QK_UNROLL for (int g = 0; g < n; g += kTurn) {
+          I own[kTurn];
+          QK_UNROLL for (int j = 0; j < kTurn; j++) own[j] = code(line[g + j], i);
+          all_at_once(own);
+          body(i, g, own);
+        }
     }
   }
 };
@@ -54,7 +71,10 @@ template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
       word[g] = choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
     }
     QK_UNROLL for (int i = 0; i < count; i++)
-      QK_UNROLL for (int g = 0; g < n; g++) body(i, g, Code{word[g], 4 * i});
+      QK_UNROLL for (int g = 0; g < n; g++) {
+        const Code one[] = {{word[g], 4 * i}};
+        body(i, g, one);
+      }
   }
 };
 
@@ -132,7 +152,28 @@ constexpr int kLines = 8;  // at a time: their sums are in registers
 #else
 constexpr int kLines = 4;
 #endif
-template <class Levels> QK_IN F add_product(F sum, const Levels& table, Code code, const float* x) { return fused(table(code), load(x), sum); }
+QK_IN F product_added(F sum, F level, const float* x) { return fused(level, load(x), sum); }
+// Sums of the rows of a stripe, from those of lines' elements: of octets 0 and 1 and of 2 and 3, these together, then both words.
+QK_IN F rows_of(const float (&sums)[8][kLanes]) {
+#if QK_ISA == 512
+  const auto two = [](F a, F b) QK_INLINE_LAMBDA {  // quarters 0 + 1 and 2 + 3 of a, then of b
+    return F(_mm512_shuffle_f32x4(a.v, b.v, 0x88)) + F(_mm512_shuffle_f32x4(a.v, b.v, 0xdd));
+  };
+  const auto four = [&](int g) QK_INLINE_LAMBDA {  // of each line a quarter
+    return two(two(load(sums[g]), load(sums[g + 1])), two(load(sums[g + 2]), load(sums[g + 3])));
+  };
+  const F a = four(0), b = four(4), rows = F(_mm512_shuffle_ps(a.v, b.v, 0x88)) + F(_mm512_shuffle_ps(a.v, b.v, 0xdd));
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15), rows.v);
+#else
+  float rows[kStripe];
+  for (int r = 0; r < kStripe; r++) {
+    const float* e = sums[r % 8] + r / 8 * 2;
+    rows[r] = ((e[0] + e[4]) + (e[8] + e[12])) + ((e[1] + e[5]) + (e[9] + e[13]));
+  }
+  return load(rows);
+#endif
+}
+
 template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alone {  // kEach products for the columns of a word
   using L = Lines<bits>;
   static constexpr int kLongest = 16;
@@ -164,7 +205,7 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
     const Levels table(w);
     const int64_t tiles = units(w.K) / L::kSteps;
     for (int64_t stripe = begin; stripe < end; stripe++) {
-      alignas(64) float sums[8][kLanes], rows[kLanes];
+      alignas(64) float sums[8][kLanes];
       for (int first = 0; first < 8; first += kLines) {
         F d[kLines], total[kLines];
         for (int g = 0; g < kLines; g++) total[g] = d[g] = F(0.0f);
@@ -173,8 +214,12 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
         for (int64_t tile = 0; tile < tiles; tile++) {
           for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
           QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += kEach * kLanes, of += 3) {
-            lines.template codes<kLines, kEach>(stripe, tile, first, s, [&](int i, int g, Code code) QK_INLINE_LAMBDA {
-              d[g] = add_product(d[g], table, code, from + i * kLanes);
+            lines.template codes<kLines, kEach>(stripe, tile, first, s, [&](int i, int g, auto& codes) QK_INLINE_LAMBDA {
+              constexpr int n = sizeof codes / sizeof codes[0];
+              decltype(table(codes[0])) levels[n];
+              QK_UNROLL for (int j = 0; j < n; j++) levels[j] = table(codes[j]);
+              if constexpr (n == kTurn && n > 1) all_at_once(levels);
+              QK_UNROLL for (int j = 0; j < n; j++) d[g + j] = product_added(d[g + j], levels[j], from + i * kLanes);
             });
             if (of[2]) {
               const auto scale = [&](int g) { return g < 0 ? F(0.0f) : scale_of(w, stripe, g); };
@@ -185,11 +230,7 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
         }
         for (int g = 0; g < kLines; g++) store(sums[first + g], total[g]);
       }
-      for (int r = 0; r < kStripe; r++) {
-        const float* e = sums[r % 8] + r / 8 * 2;
-        rows[r] = ((e[0] + e[4]) + (e[8] + e[12])) + ((e[1] + e[5]) + (e[9] + e[13]));
-      }
-      write(w, stripe, load(rows), bias, y, 0);
+      write(w, stripe, rows_of(sums), bias, y, 0);
     }
   }
 };

@@ -27,16 +27,15 @@ template <int bits> struct Pairs {
     for (int i = 0; i < 32; i++) high[i] = uint16_t(qk::bits_of(w.levels[i & ((1 << bits) - 1)]) >> 16);
     table = _mm512_loadu_si512(high);
   }
-  QK_HD __m512i operator()(I code) const { return _mm512_permutexvar_epi16(code.v, table); }
+  QK_HD I operator()(I code) const { return {_mm512_permutexvar_epi16(code.v, table)}; }
 };
 
 template <> struct Pairs<8> {  // evenly spaced
   Uniform table;
   QK_HD explicit Pairs(const Packed& w) : table(w) {}
-  QK_HD __m512i operator()(TwoCodes codes) const {
+  QK_HD I operator()(TwoCodes codes) const {
     const F first = table(right(codes.first, codes.shift)), second = table(right(codes.second, codes.shift));
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi32(int(0xffff0000)), _mm512_castps_si512(second.v),
-                                     _mm512_srli_epi32(_mm512_castps_si512(first.v), 16), 0xca);
+    return choose(0xffff0000u, {_mm512_castps_si512(second.v)}, right({_mm512_castps_si512(first.v)}, 16));
   }
 };
 
@@ -46,8 +45,8 @@ void direct(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int
   const Pairs<bits> table(w);
   Sums<R, M> sums;
   over_columns<bits, R, 4>(w, stripe, end, [&](int64_t k, int i, int r, auto code) QK_INLINE_LAMBDA {
-    const __m512i levels = table(code);
-    for (int m = 0; m < M; m++) sums.d[r][m] = dot_pairs(sums.d[r][m], levels, _mm512_set1_epi32(int(x[(k / 2 + i) * M + m])));
+    const I levels = table(code);
+    for (int m = 0; m < M; m++) sums.d[r][m] = dot_pairs(sums.d[r][m], levels.v, _mm512_set1_epi32(int(x[(k / 2 + i) * M + m])));
   }, [&](int64_t, F* scale) QK_INLINE_LAMBDA {
     for (int r = 0; r < R; r++) scale[r] = out_of_order(scale[r]);
     sums.end_segment(scale);
@@ -65,9 +64,9 @@ void wide(const Packed& w, int64_t stripe, int64_t end, const uint32_t* x, int64
   F d[M];
   QK_ROWS d[m] = F(0.0f);
   over_columns<bits, 1, 4>(w, stripe, end, [&](int64_t k, int i, int, auto code) QK_INLINE_LAMBDA {
-    const __m512i levels = table(code);
+    const I levels = table(code);
     const uint32_t* const pair = x + (k / 2 + i) * M;
-    QK_ROWS d[m] = dot_pairs(d[m], levels, _mm512_set1_epi32(int(pair[m])));
+    QK_ROWS d[m] = dot_pairs(d[m], levels.v, _mm512_set1_epi32(int(pair[m])));
   }, [&](int64_t, const F* scale) QK_INLINE_LAMBDA {
     asm("" ::: "memory");  // else gcc has totals in registers, and d in memory
     const F own = out_of_order(scale[0]);
@@ -99,20 +98,23 @@ void linear(const Packed& w, int64_t begin, int64_t end, const uint32_t* x, int6
 }
 
 // ---------------------------------------------------------------- one row, 2 to 4 bits: as lut_alone.h has it, but by pairs
-template <int bits> QK_IN F add_product(F sum, const Pairs<bits>& table, Code code, const float* x) {
-  return dot_pairs(sum, table(code), _mm512_loadu_si512(x));
-}
+QK_IN F product_added(F sum, I levels, const float* x) { return dot_pairs(sum, levels.v, _mm512_loadu_si512(x)); }
 template <int bits> struct AlonePairs : Alone<bits, Pairs<bits>, 4> {
   using Base = Alone<bits, Pairs<bits>, 4>;
   static void spread(const Packed& w, const float* x, float* to, int32_t* groups) {
-    const auto upper = [&](int64_t k) { return k < w.K ? qk::bits_of(x[k]) >> 16 : 0; };
-    for (int64_t u = 0; u < Base::units(w.K); u++)
-      for (int i = 0; i < 4; i++)
-        for (int e = 0; e < kLanes; e++, to++) {
-          const int64_t k = Base::column(u, e % 2) + e / 4 * 8 + i;
-          const uint32_t pair = upper(k) | upper(k + 4) << 16;
-          memcpy(to, &pair, 4);
-        }
+    const auto part = [&](int64_t k) QK_INLINE_LAMBDA {
+      const F v = w.K - k >= kLanes ? load(x + k) : w.K > k ? load_part(x + k, w.K - k) : F(0.0f);
+      return _mm512_castps_si512(v.v);
+    };
+    short odd[32], order[32];
+    for (int i = 0; i < 32; i++) odd[i] = short(2 * i + 1), order[i] = short(i / 2 % 2 * 32 + i / 8 * 8 + i % 2 * 4);
+    const __m512i upper = _mm512_loadu_si512(odd), first = _mm512_loadu_si512(order);
+    const auto columns = [&](int64_t k) QK_INLINE_LAMBDA { return _mm512_permutex2var_epi16(part(k), upper, part(k + kLanes)); };
+    for (int64_t u = 0; u < Base::units(w.K); u++) {
+      const __m512i word[] = {columns(Base::column(u, 0)), columns(Base::column(u, 1))};
+      for (int i = 0; i < 4; i++, to += kLanes)  // element e is column i of octet e / 4 of word e % 2, and four further on
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(word[0], _mm512_add_epi16(first, _mm512_set1_epi16(short(i))), word[1]));
+    }
     Base::spread_groups(w, groups);
   }
 };
