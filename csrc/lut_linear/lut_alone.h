@@ -222,9 +222,17 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
               QK_UNROLL for (int j = 0; j < n; j++) d[g + j] = product_added(d[g + j], levels[j], from + i * kLanes);
             });
             if (of[2]) {
-              const auto scale = [&](int g) { return g < 0 ? F(0.0f) : scale_of(w, stripe, g); };
-              const F one = scale(of[0]), other = scale(of[1]);
-              for (int g = 0; g < kLines; g++) total[g] = fused(d[g], of_row(one, other, first + g), total[g]), d[g] = F(0.0f);
+              alignas(64) float own[2][kStripe];
+              const float* const one = scales_of(w, stripe, of[0], own[0]);
+              const float* const other = of[1] == of[0] ? one : scales_of(w, stripe, of[1], own[1]);
+              QK_UNROLL for (int g = 0; g < kLines; g += 4) {
+                const RowScales scale(one + first + g), second(other + first + g);
+                const auto end_segment = [&](auto&& scale_of) QK_INLINE_LAMBDA {
+                  QK_UNROLL for (int j = 0; j < 4; j++) total[g + j] = fused(d[g + j], scale_of(j), total[g + j]), d[g + j] = F(0.0f);
+                };
+                if (one == other) end_segment(scale);
+                else end_segment([&](int j) QK_INLINE_LAMBDA { return first_or_second(scale(j), second(j)); });
+              }
             }
           }
         }
