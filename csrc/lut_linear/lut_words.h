@@ -121,8 +121,8 @@ struct RowScales {
 QK_IN F first_or_second(F a, F b) QK_LANES(F, .v[i] = (i % 2 ? b : a).v[i])
 #endif
 // What some are: sixteen words from memory, and to memory at a multiple of 64; of each two words the first or second one, twice;
-// words at even and odd places shifted left, or right by what is negative (what is shifted out may come in again); and for a line
-// (see Lines) of rows g and g + 8, the scale of each element's row; those of a for first words and of b for second ones.
+// words at even and odd places shifted left, or right by what is negative (what is shifted out may come in again). RowScales: from the
+// scale of row g on, those of the rows of each element of line g + 0 to 3 (see Lines); and a's for first words, b's for second ones.
 
 // Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
 #if QK_ISA == 512
