@@ -191,7 +191,7 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
     const auto at = [&](int64_t k) { return k < w.K ? x[k] : 0.0f; };
     for (int64_t u = 0; u < units(w.K); u++)
       for (int i = 0; i < L::kColumns; i++)
-        for (int e = 0; e < kLanes; e++) *to++ = at(column(u, e % 2) + e / 4 * 8 + i);
+        for (int k = i; k < i + kBlock; k += 8, to += 4) to[0] = to[2] = at(column(u, 0) + k), to[1] = to[3] = at(column(u, 1) + k);
     spread_groups(w, groups);
   }
   static void spread_groups(const Packed& w, int32_t* groups) {
