@@ -36,6 +36,8 @@ struct Problem {
       : bits(bits_), N(n), K(k), group(g), codes(n * k) {
     for (int& c : codes) c = int(random() % (1u << bits));
     for (int c = 0; c < 1 << bits; c++) levels[c] = integers ? float(int(random() % 17) - 8) : rounded(float(random()) / 4e9f - 0.5f);
+    if (bits == 8)  // evenly spaced ones are for these kernels
+      for (int c = 0; c < 256; c++) levels[c] = float(c - 128) * (integers ? 1 : 0.0078125f);
     scale.resize((N + 15) / 16 * 16 * (K / group));
     for (float& s : scale) s = integers ? float(1 + random() % 4) : float(random()) / 4e9f;
     if (bits == 3) pack(2, 0), pack(1, 2);
@@ -46,10 +48,10 @@ struct Problem {
     packed.resize(start + (N + 15) / 16 * tiles * 512);
     for (int64_t n = 0; n < N; n++)
       for (int64_t k = 0; k < K; k++) {
-        const int64_t sub = k % width / 32, i = k % 8, per_word = 4 / p;
-        const int64_t lane = n % 8 * 4 + k % 32 / 8;
-        const int64_t byte = (n / 16 * tiles + k / width) * 512 + lane * 16 + n % 16 / 8 * 8 + sub / per_word * 4 + i / 2;
-        packed[start + byte] |= uint8_t((codes[n * K + k] >> shift & ((1 << p) - 1)) << (i % 2 * 4 + sub % per_word * p));
+        const int64_t sub = k % width / 32, i = k % 8, per_word = p == 8 ? 1 : 4 / p;
+        const int64_t lane = n % 8 * 4 + k % 32 / 8, in_lane = p == 8 ? i : sub / per_word * 4 + i / 2;
+        const int64_t byte = (n / 16 * tiles + k / width) * 512 + lane * 16 + n % 16 / 8 * 8 + in_lane;
+        packed[start + byte] |= uint8_t((codes[n * K + k] >> shift & ((1 << p) - 1)) << (p == 8 ? 0 : i % 2 * 4 + sub % per_word * p));
       }
   }
   double weight(int64_t n, int64_t k) const {
@@ -68,11 +70,12 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
   for (int64_t m = 0; m < M; m++)
     for (int64_t k = 0; k < K; k++)
       pairs[(k / 8 * 4 + k % 4) * height + m] |= qk::bits_of(x[m * K + k]) >> 16 << (k % 8 < 4 ? 0 : 16);
-  const Packed w{p.packed.data(), p.levels.data(), p.scale.data(), bits, N, K, group, K / group};
+  Packed w{p.packed.data(), p.levels.data(), p.scale.data(), bits, N, K, group, K / group};
+  w.uniform = bits == 8, w.base = p.levels[0], w.step = p.levels[1] - p.levels[0];
   const int64_t stripes = (N + 15) / 16;
   const qk::LutAlone& alone = qk::lut_pairs_avx512.alone;
-  int64_t floats, numbers;
-  alone.room(w, &floats, &numbers);
+  int64_t floats = 0, numbers = 0;
+  if (M == 1) alone.room(w, &floats, &numbers);
   std::vector<float> spread(floats);
   std::vector<int32_t> groups(numbers);
   if (M == 1) alone.spread(w, x.data(), spread.data(), groups.data());
@@ -95,9 +98,9 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
 }  // namespace
 
 int main() {
-  for (int bits = 1; bits <= 4; bits++)
+  for (int bits : {1, 2, 3, 4, 8})
     for (int64_t M : {1, 2, 3, 4, 6, 7, 10, 12, 14, 15, 18, 20, 22, 24}) {
-      if (M == 1 && bits == 1) continue;  // which is not for these kernels
+      if (M == 1 && (bits == 1 || bits == 8)) continue;  // which are not for these kernels
       for (int64_t K : {1, 7, 31, 33, 100, 129, 300}) run(bits, K % 40 + 1, K, K, M, true);
       for (int64_t group : {32, 64, 128, 256}) run(bits, 70, 3 * group, group, M, true);
       run(bits, 33, 512, 128, M, false);
