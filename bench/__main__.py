@@ -111,7 +111,11 @@ def main() -> int:
     parser.add_argument("--cache", nargs="+", choices=matmul.CACHES, help="only these (matmul)")
     parser.add_argument("--shape", nargs="+", type=shape, metavar="NxK", help="of the weight, only these (matmul)")
     parser.add_argument(
-        "--repeat", type=positive, default=1, metavar="TIMES", help="go over all of it so often (matmul)"
+        "--repeat",
+        type=positive,
+        default=1,
+        metavar="TIMES",
+        help="go over all of it so often, and give medians (matmul)",
     )
     parser.add_argument(
         "--levels",
@@ -151,6 +155,10 @@ def main() -> int:
         if args.json:  # each as it comes: what stops early leaves what it has
             with args.json.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
+    if args.repeat > 1:
+        print(f"Medians of {args.repeat} runs, a line for each peer:")
+        for row in matmul.medians(rows):
+            print(line(args.suite, row))
     if args.json:
         print(f"{len(rows)} rows in {args.json}")
     if args.plot:

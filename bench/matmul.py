@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import statistics
 import timeit
 from collections.abc import Iterator
 
@@ -140,6 +141,7 @@ def measure(
         best = min(found, key=lambda peer: times[peer].median)
         row |= {"peer": best, "peer_us": times[best].median, "x_peer": mine.ratio_to(times[best])}
         row["peers_us"] = {peer: round(times[peer].median, 3) for peer in found}
+        row["x_peers"] = {peer: round(mine.ratio_to(times[peer]), 3) for peer in found}
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
 
 
@@ -168,3 +170,23 @@ def run(
     for _ in range(repeat):
         for (N, K), name, b, M, cache in itertools.product(shapes, dtypes, bits, rows, caches):
             yield measure(N, K, M, b, 128, getattr(torch, name), levels, device, cache, seconds)
+
+
+def _median(runs: list[dict], key: str, peer: str | None = None) -> float:
+    return statistics.median(run[key] if peer is None else run[key][peer] for run in runs)
+
+
+def medians(rows: list[dict]) -> list[dict]:
+    """Medians over the runs of each setting in ``rows``: a row for each peer, the fastest first."""
+    settings = {}
+    for row in rows:
+        settings.setdefault(tuple(row[k] for k in ("N", "K", "M", "bits", "group", "dtype", "cache")), []).append(row)
+    out = []
+    for runs in settings.values():
+        row = runs[0] | {key: _median(runs, key) for key in ("median_us", "dense_us", "x_dense", "pct_roof")}
+        found = [
+            {"peer": peer, "peer_us": _median(runs, "peers_us", peer), "x_peer": _median(runs, "x_peers", peer)}
+            for peer in row.get("peers_us", ())
+        ]
+        out += [row | peer for peer in sorted(found, key=lambda f: f["peer_us"]) or [{}]]
+    return out

@@ -43,6 +43,30 @@ def test_only_what_is_asked_for_is_measured(monkeypatch):
             shape(wrong)
 
 
+def test_runs_of_a_setting_have_medians_and_a_row_for_each_peer():
+    about = {
+        "N": 64,
+        "K": 64,
+        "M": 1,
+        "bits": 4,
+        "group": 64,
+        "dtype": "float32",
+        "cache": "hot",
+        "dense_us": 9,
+        "pct_roof": 50,
+    }
+
+    def row(us: float, a: float, b: float) -> dict:
+        peers = {"peers_us": {"a": a, "b": b}, "x_peers": {"a": a / us, "b": b / us}}
+        return about | {"median_us": us, "x_dense": 9 / us, "peer": "a", "peer_us": a, "x_peer": a / us} | peers
+
+    alone = about | {"M": 2, "median_us": 5, "x_dense": 2}
+    first, second, third = matmul.medians([row(2, 8, 6), row(1, 3, 7), alone, row(3, 9, 4)])
+    assert (first["median_us"], first["x_dense"]) == (second["median_us"], second["x_dense"]) == (2, 4.5)
+    assert [(r["peer"], r["peer_us"], r["x_peer"]) for r in (first, second)] == [("b", 6, 3), ("a", 8, 3)]
+    assert third == alone and len(line("matmul", third)) == len(line("matmul", None))
+
+
 def test_a_picture_is_drawn(tmp_path):
     about = {"hardware": "a machine", "threads": 2, "N": 64, "K": 64, "dtype": "float32", "cache": "hot"}
     rows = [about | {"bits": b, "M": M, "x_dense": 8 / b, "limit_us": b, "dense_us": 9} for b in (2, 4) for M in (1, 8)]
