@@ -12,15 +12,17 @@
 namespace {
 
 // ---------------------------------------------------------------- lines
-// Four lines at a time: their shifts, then their look-ups, then their products, each of which waits for the one before. (Faster than
-// line after line on AMD's Zen 4, of up to 4 bits but 3; not timed on others.)
+// Of 1, 2 and 4 bits AVX-512 takes four lines at a time: shifts, then look-ups, then products of all four, where line after line each
+// would wait for the one before. (Faster on AMD's Zen 4; not timed on others.) all_at_once is no instruction: what it names is computed
+// before anything that uses it.
 #if QK_ISA == 512
 constexpr int kTurn = 4;
 template <class V> QK_IN void all_at_once(V (&a)[4]) { asm("" : "+v"(a[0].v), "+v"(a[1].v), "+v"(a[2].v), "+v"(a[3].v)); }
 #else
 constexpr int kTurn = 1;
-template <class V> QK_IN void all_at_once(V (&)[1]) {}
 #endif
+template <class V> QK_IN void all_at_once(V (&)[1]) {}
+
 // The codes of a T16 tile as they lie: line g is 64 bytes, word w of the octets t of row g in element 4 t + w and of row g + 8 in
 // 4 t + 2 + w. A tile is kSteps units, by the place of a code in its nibble; word w of step s is sub-block w * kSteps + s of the
 // tile, or of 8 bits columns 4 w and up of each octet of the one that there is.
@@ -32,10 +34,10 @@ template <int bits> struct Lines {
   QK_HD const uint8_t* at(int64_t stripe, int64_t tile) const { return plane.first + stripe * plane.stride + tile * 512; }
   QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const {
     const uint8_t* const line = at(stripe, tile) + g * 64;
-    if constexpr (QK_ISA == 512 && bits == 4) __builtin_prefetch(line + 4096), __builtin_prefetch(line + 16384, 0, 2);  // faster from memory
-    else __builtin_prefetch(line + 2048);
+    if constexpr (QK_ISA == 512 && bits == 4) __builtin_prefetch(line + 4096), __builtin_prefetch(line + 16384, 0, 2);
+    else __builtin_prefetch(line + 2048);  // of 4 bits, a weight that is not in the caches takes a tenth longer so, on Zen 4
   }
-  // body(i, g, codes) for the columns i < count of step s of n lines from `first` on; codes: of line g, and of as many after it as there are.
+  // body(i, g, codes) for the columns i < count of step s of n lines from `first` on; codes: an array, of 1 or kTurn lines from g on.
   template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
     const auto code = [&](I line, int i) QK_INLINE_LAMBDA { return Code{line, bits == 8 ? 8 * i : 4 * i + bits * s}; };
     I line[n];
@@ -156,8 +158,27 @@ constexpr int kLines = 8;  // at a time: their sums are in registers
 #else
 constexpr int kLines = 4;
 #endif
+#if QK_ISA == 512
+// Scales of a stripe in memory: where they are, or as floats in `own`; 0 of group -1.
+QK_IN const float* scales_of(const Packed& w, int64_t stripe, int64_t group, float (&own)[kStripe]) {
+  if (group >= 0 && w.scale.dtype == 0) return static_cast<const float*>(w.scale.data) + (stripe * w.G + group) * kStripe;
+  store(own, group < 0 ? F(0.0f) : scale_of(w, stripe, group));
+  return own;
+}
+// As of_row where both words have the same scales, for line g + j, j < 4, from the scales from row g on: by loads and one shuffle.
+struct FourLines {
+  __m512 a, b;  // of rows g to g + 3, of rows g + 8 to g + 11
+  QK_HD explicit FourLines(const float* scale)
+      : a(_mm512_broadcast_f32x4(_mm_loadu_ps(scale))), b(_mm512_broadcast_f32x4(_mm_loadu_ps(scale + 8))) {}
+  QK_HD F operator()(int j) const {
+    return j == 0 ? _mm512_shuffle_ps(a, b, 0x00) : j == 1 ? _mm512_shuffle_ps(a, b, 0x55)
+         : j == 2 ? _mm512_shuffle_ps(a, b, 0xaa) : _mm512_shuffle_ps(a, b, 0xff);
+  }
+};
+#endif
 QK_IN F product_added(F sum, F level, const float* x) { return fused(level, load(x), sum); }
-// Sums of the rows of a stripe, from those of lines' elements: of octets 0 and 1, of 2 and 3, both together, then both words.
+// Sums of the rows of a stripe, from those of lines' elements: of octets 0 and 1, of 2 and 3, both together, then both words. (On AVX-512
+// they come in the order of word_out_of_order: element 4 j + 2 i + h is of line 4 i + j and row 8 h + 4 i + j.)
 QK_IN F rows_of(const float (&sums)[8][kLanes]) {
 #if QK_ISA == 512
   const auto two = [](F a, F b) QK_INLINE_LAMBDA {  // quarters 0 + 1 and 2 + 3 of a, then of b
@@ -218,25 +239,29 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
         for (int64_t tile = 0; tile < tiles; tile++) {
           for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
           QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += kEach * kLanes, of += 3) {
-            lines.template codes<kLines, kEach>(stripe, tile, first, s, [&](int i, int g, auto& codes) QK_INLINE_LAMBDA {
-              constexpr int n = sizeof codes / sizeof codes[0];
-              decltype(table(codes[0])) levels[n];
-              QK_UNROLL for (int j = 0; j < n; j++) levels[j] = table(codes[j]);
-              if constexpr (n == kTurn && n > 1) all_at_once(levels);
+            lines.template codes<kLines, kEach>(stripe, tile, first, s, [&](int i, int g, auto& own) QK_INLINE_LAMBDA {
+              constexpr int n = sizeof own / sizeof own[0];
+              decltype(table(own[0])) levels[n];
+              QK_UNROLL for (int j = 0; j < n; j++) levels[j] = table(own[j]);
+              all_at_once(levels);
               QK_UNROLL for (int j = 0; j < n; j++) d[g + j] = product_added(d[g + j], levels[j], from + i * kLanes);
             });
             if (of[2]) {
-              alignas(64) float own[2][kStripe];
-              const float* const one = scales_of(w, stripe, of[0], own[0]);
-              const float* const other = of[1] == of[0] ? one : scales_of(w, stripe, of[1], own[1]);
-              QK_UNROLL for (int g = 0; g < kLines; g += 4) {
-                const RowScales scale(one + first + g), second(other + first + g);
-                const auto end_segment = [&](auto&& of_line) QK_INLINE_LAMBDA {
-                  QK_UNROLL for (int j = 0; j < 4; j++) total[g + j] = fused(d[g + j], of_line(j), total[g + j]), d[g + j] = F(0.0f);
-                };
-                if (one == other) end_segment(scale);
-                else end_segment([&](int j) QK_INLINE_LAMBDA { return first_or_second(scale(j), second(j)); });
+              const auto end_segment = [&](int g, F scale) QK_INLINE_LAMBDA { total[g] = fused(d[g], scale, total[g]), d[g] = F(0.0f); };
+#if QK_ISA == 512
+              if (bits == 4 && kEach == 4 && of[0] == of[1]) {  // of pairs; others were no faster so, on Zen 4
+                alignas(64) float own[kStripe];
+                const float* const scales = scales_of(w, stripe, of[0], own);
+                QK_UNROLL for (int g = 0; g < kLines; g += 4) {
+                  const FourLines scale(scales + g);
+                  QK_UNROLL for (int j = 0; j < 4; j++) end_segment(g + j, scale(j));
+                }
+                continue;
               }
+#endif
+              const auto scale = [&](int g) { return g < 0 ? F(0.0f) : scale_of(w, stripe, g); };
+              const F one = scale(of[0]), other = scale(of[1]);
+              for (int g = 0; g < kLines; g++) end_segment(g, of_row(one, other, first + g));
             }
           }
         }

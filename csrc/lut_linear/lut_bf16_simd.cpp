@@ -106,14 +106,14 @@ template <int bits> struct AlonePairs : Alone<bits, Pairs<bits>, 4> {
       const F v = w.K - k >= kLanes ? load(x + k) : w.K > k ? load_part(x + k, w.K - k) : F(0.0f);
       return _mm512_castps_si512(v.v);
     };
-    short odd[32], order[32];
-    for (int i = 0; i < 32; i++) odd[i] = short(2 * i + 1), order[i] = short(i / 2 % 2 * 32 + i / 8 * 8 + i % 2 * 4);
-    const __m512i upper = _mm512_loadu_si512(odd), first = _mm512_loadu_si512(order);
+    short of_upper[32], of_pairs[32];
+    for (int i = 0; i < 32; i++) of_upper[i] = short(2 * i + 1), of_pairs[i] = short(i / 2 % 2 * 32 + i / 8 * 8 + i % 2 * 4);
+    const __m512i upper = _mm512_loadu_si512(of_upper), pairs = _mm512_loadu_si512(of_pairs);
     const auto columns = [&](int64_t k) QK_INLINE_LAMBDA { return _mm512_permutex2var_epi16(part(k), upper, part(k + kLanes)); };
     for (int64_t u = 0; u < Base::units(w.K); u++) {
       const __m512i word[] = {columns(Base::column(u, 0)), columns(Base::column(u, 1))};
       for (int i = 0; i < 4; i++, to += kLanes)  // element e is column i of octet e / 4 of word e % 2, and four further on
-        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(word[0], _mm512_add_epi16(first, _mm512_set1_epi16(short(i))), word[1]));
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(word[0], _mm512_add_epi16(pairs, _mm512_set1_epi16(short(i))), word[1]));
     }
     Base::spread_groups(w, groups);
   }

@@ -32,20 +32,10 @@ QK_IN I repeat(I a, int word) { return {word ? _mm512_shuffle_epi32(a.v, _MM_PER
 QK_IN I left_by(I a, int even, int odd) {
   return {_mm512_rolv_epi32(a.v, _mm512_set1_epi64(int64_t(even & 31) | int64_t(odd & 31) << 32))};
 }
-struct RowScales {
-  __m512 a, b;
-  QK_HD explicit RowScales(const float* scale)
-      : a(_mm512_broadcast_f32x4(_mm_loadu_ps(scale))), b(_mm512_broadcast_f32x4(_mm_loadu_ps(scale + 8))) {}
-  QK_HD F operator()(int g) const {
-    switch (g) {
-      case 0: return _mm512_shuffle_ps(a, b, 0x00);
-      case 1: return _mm512_shuffle_ps(a, b, 0x55);
-      case 2: return _mm512_shuffle_ps(a, b, 0xaa);
-      default: return _mm512_shuffle_ps(a, b, 0xff);
-    }
-  }
-};
-QK_IN F first_or_second(F a, F b) { return _mm512_mask_blend_ps(0xaaaa, a.v, b.v); }
+QK_IN F of_row(F scale, F other, int g) {
+  const __m512i both = _mm512_setr_epi32(0, 16, 8, 24, 0, 16, 8, 24, 0, 16, 8, 24, 0, 16, 8, 24);
+  return _mm512_permutex2var_ps(scale.v, _mm512_add_epi32(both, _mm512_set1_epi32(g)), other.v);
+}
 #elif QK_ISA == 2
 struct I { __m256i v[2]; };
 QK_IN I right(I a, int n) { return {{_mm256_srli_epi32(a.v[0], n), _mm256_srli_epi32(a.v[1], n)}}; }
@@ -83,15 +73,14 @@ QK_IN I left_by(I a, int even, int odd) {  // a count that is not below 32 gives
   const auto half = [&](__m256i v) { return _mm256_or_si256(_mm256_sllv_epi32(v, l), _mm256_srlv_epi32(v, r)); };
   return {{half(a.v[0]), half(a.v[1])}};
 }
-struct RowScales {
-  const float* scale;
-  QK_HD explicit RowScales(const float* scale) : scale(scale) {}
-  QK_HD F operator()(int g) const {
-    const __m256 eight = _mm256_blend_ps(_mm256_set1_ps(scale[g]), _mm256_set1_ps(scale[g + 8]), 0xcc);
-    return {eight, eight};
-  }
-};
-QK_IN F first_or_second(F a, F b) { return {_mm256_blend_ps(a.v[0], b.v[0], 0xaa), _mm256_blend_ps(a.v[1], b.v[1], 0xaa)}; }
+QK_IN F of_row(F scale, F other, int g) {
+  const __m256i at = _mm256_set1_epi32(g);
+  const auto pick = [&](int half) {
+    return _mm256_blend_ps(_mm256_permutevar8x32_ps(scale.v[half], at), _mm256_permutevar8x32_ps(other.v[half], at), 0xaa);
+  };
+  const __m256 eight = _mm256_blend_ps(pick(0), pick(1), 0xcc);
+  return {eight, eight};
+}
 #else
 struct I { uint32_t v[kLanes]; };
 QK_IN I right(I a, int n) QK_LANES(I, .v[i] = a.v[i] >> n)
@@ -113,16 +102,11 @@ QK_IN void store_words(uint8_t* p, I a) {
 QK_IN I repeat(I a, int word) QK_LANES(I, .v[i] = a.v[i / 2 * 2 + word])
 QK_IN uint32_t left_by(uint32_t a, int n) { return n < 0 ? a >> -n : a << n; }
 QK_IN I left_by(I a, int even, int odd) QK_LANES(I, .v[i] = left_by(a.v[i], i % 2 ? odd : even))
-struct RowScales {
-  const float* scale;
-  QK_HD explicit RowScales(const float* scale) : scale(scale) {}
-  QK_HD F operator()(int g) const QK_LANES(F, .v[i] = scale[g + i / 2 % 2 * 8])
-};
-QK_IN F first_or_second(F a, F b) QK_LANES(F, .v[i] = (i % 2 ? b : a).v[i])
+QK_IN F of_row(F scale, F other, int g) QK_LANES(F, .v[i] = (i % 2 ? other : scale).v[g + i / 2 % 2 * 8])
 #endif
 // What some are: sixteen words from memory, and to memory at a multiple of 64; of each two words the first or second one, twice;
-// words at even and odd places shifted left, or right by what is negative (what is shifted out may come in again). RowScales: from the
-// scale of row g on, those of the rows of each element of line g + 0 to 3 (see Lines); and a's for first words, b's for second ones.
+// words at even and odd places shifted left, or right by what is negative (what is shifted out may come in again); and for a line
+// (see Lines) of rows g and g + 8, the scale of each element's row, from `scale` for the first words and `other` for the second ones.
 
 // Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
 #if QK_ISA == 512
@@ -408,13 +392,6 @@ QK_IN F scale_of(const Packed& w, int64_t stripe, int64_t group) {
   if (w.scale.dtype == 0) return load(static_cast<const float*>(w.scale.data) + at);
   if (w.scale.dtype == 1) return load(static_cast<const qk::half*>(w.scale.data) + at);
   return load(static_cast<const qk::bfloat*>(w.scale.data) + at);
-}
-
-// The same in memory: where they are, or as floats in `own`; 0 of group -1.
-QK_IN const float* scales_of(const Packed& w, int64_t stripe, int64_t group, float (&own)[kStripe]) {
-  if (group >= 0 && w.scale.dtype == 0) return static_cast<const float*>(w.scale.data) + (stripe * w.G + group) * kStripe;
-  store(own, group < 0 ? F(0.0f) : scale_of(w, stripe, group));
-  return own;
 }
 
 // The segments of a row, one after another.
