@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 
 import pytest
 import torch
@@ -133,19 +134,22 @@ def test_a_scale_multiplies_sums_of_at_most_128_products(bits, name, isa):
 @compiled
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("bits", tuple(PLANES))
-def test_what_pads_a_row_adds_nothing(bits, name, isa):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_pads_a_row_adds_nothing(dtype, bits, name, isa):
     """Not even where level 0, which stands there, is not finite, or the scale: K is whole sub-blocks."""
     isa(name)
-    for K in (32, 64, 96):
+    for K, levels in itertools.product((32, 64, 96), ([0.0, 1.0], [0.0, 1.0, 5.0])):  # in integers, and not
         codes = torch.ones(20, K, dtype=torch.uint8)
-        w = LutWeight.pack(codes, torch.tensor([0.0, 1.0]), torch.ones(K // 32 * 20), bits=bits, group_size=32)
+        levels = torch.tensor(levels[: 2**bits])
+        w = LutWeight.pack(codes, levels, torch.ones(K // 32 * 20), bits=bits, group_size=32)
+        x = torch.ones(17, K, dtype=dtype)
         w.levels[0] = float("nan")
         for M in (1, 2, 17):
-            assert torch.equal(qk.lut_linear(torch.ones(M, K), w, backend="cpu"), torch.full((M, 20), float(K)))
+            assert (qk.lut_linear(x[:M], w, backend="cpu") == K).all()
         w.levels[0] = 0.0
         w.scale.fill_(torch.inf)
         for M in (1, 2, 17):
-            assert (qk.lut_linear(torch.ones(M, K), w, backend="cpu") == torch.inf).all()
+            assert (qk.lut_linear(x[:M], w, backend="cpu") == torch.inf).all()
 
 
 @compiled
@@ -239,13 +243,15 @@ def test_low_precision_scales_are_taken_as_they_are(scale_dtype):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("integers", [False, True])
-def test_the_dtype_of_scales_changes_no_bit(integers, dtype, name, isa):
+@pytest.mark.parametrize("levels", ["float32", "bfloat16", "integers"])
+def test_the_dtype_of_scales_changes_no_bit(levels, dtype, name, isa):
     """Whatever kernel multiplies: they read scales as they are."""
     isa(name)
     for bits in PLANES:
         for P in (37, 37 * 4, 37 * 8):
-            w = make(37, 256, bits=bits, P=P, integers=integers)
+            w = make(37, 256, bits=bits, P=P, integers=levels == "integers")
+            if levels == "bfloat16":
+                w = dataclasses.replace(w, levels=w.levels.bfloat16().float())
             scale = torch.rand(w.scale.shape) + 0.1
             for scale_dtype in (torch.float16, torch.bfloat16):
                 low = dataclasses.replace(w, scale=scale.to(scale_dtype))

@@ -59,6 +59,31 @@ struct Problem {
   }
 };
 
+float flushed(float v) { return std::fabs(v) < 1.17549435e-38f ? std::copysign(0.0f, v) : v; }
+// Row n times one x in the order that lut_alone.h gives: pair after pair of an octet and a word, up to where a group ends or 16 units.
+float in_its_order(const Problem& p, const float* x, int64_t n, float bias) {
+  const int64_t steps = p.bits == 3 ? 2 : 4 / p.bits, units = (p.K + 64 * steps - 1) / (64 * steps) * steps;
+  const auto column = [&](int64_t u, int w) { return ((u / steps * 2 + w) * steps + u % steps) * 32; };
+  const auto group = [&](int64_t u, int w) { return column(u, w) < p.K ? column(u, w) / p.group : -1; };
+  float total[2][4] = {}, d[2][4] = {};
+  for (int64_t u = 0, begun = 0; u < units; u++) {
+    for (int w = 0; w < 2; w++)
+      for (int t = 0; t < 4; t++)
+        for (int i = 0; i < 4; i++)
+          for (int64_t k : {column(u, w) + 8 * t + i + 4, column(u, w) + 8 * t + i})
+            if (k < p.K) d[w][t] = flushed(std::fma(p.levels[p.codes[n * p.K + k]], x[k], d[w][t]));
+    if (u + 1 < units && u + 1 - begun < 16 && group(u + 1, 0) == group(u, 0) && group(u + 1, 1) == group(u, 1)) continue;
+    for (int w = 0; w < 2; w++)
+      for (int t = 0; t < 4; t++) {
+        if (group(u, w) >= 0) total[w][t] = std::fma(d[w][t], p.scale[(n / 16 * (p.K / p.group) + group(u, w)) * 16 + n % 16], total[w][t]);
+        d[w][t] = 0;
+      }
+    begun = u + 1;
+  }
+  const auto word = [&](const float (&t)[4]) { return (t[0] + t[1]) + (t[2] + t[3]); };
+  return word(total[0]) + word(total[1]) + bias;
+}
+
 void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers) {
   std::mt19937 random(unsigned(bits * 1000 + K + M));
   const Problem p(bits, N, K, group, random, integers);
@@ -90,6 +115,7 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
         want += p.weight(n, k) * x[m * K + k];
         size += std::fabs(p.weight(n, k) * x[m * K + k]);
       }
+      if (M == 1) CHECK(y[n] == in_its_order(p, x.data(), n, bias[n]));
       if (integers) CHECK(y[m * N + n] == float(want));
       else CHECK(std::fabs(y[m * N + n] - want) <= 1.2e-7 * (size + 1) * 4);  // eps times what is added, a few roundings each
     }
