@@ -156,7 +156,7 @@ def main() -> int:
             with args.json.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     if args.repeat > 1:
-        print(f"Medians of {args.repeat} runs, a line for each peer:")
+        print("Medians of the runs, a line for each peer:")
         for row in matmul.medians(rows):
             print(line(args.suite, row))
     if args.json:

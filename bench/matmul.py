@@ -26,6 +26,8 @@ BITS = (4, 3, 2, 1, 8)
 QUICK_ROWS, QUICK_BITS = (1, 16), (4, 2)
 CACHES = ("hot", "rotated")
 DTYPES = ("float32", "bfloat16", "float16", "int8")
+SETTING = ("N", "K", "M", "bits", "group", "dtype", "levels", "device", "cache")
+MEDIANS = ("median_us", "dense_us", "x_dense", "pct_roof")
 _FLOATS = "lsq, lut_linear"
 
 
@@ -172,21 +174,19 @@ def run(
             yield measure(N, K, M, b, 128, getattr(torch, name), levels, device, cache, seconds)
 
 
-def _median(runs: list[dict], key: str, peer: str | None = None) -> float:
-    return statistics.median(run[key] if peer is None else run[key][peer] for run in runs)
-
-
 def medians(rows: list[dict]) -> list[dict]:
     """Medians over the runs of each setting in ``rows``: a row for each peer, the fastest first."""
     settings = {}
     for row in rows:
-        settings.setdefault(tuple(row[k] for k in ("N", "K", "M", "bits", "group", "dtype", "cache")), []).append(row)
+        settings.setdefault(tuple(row[key] for key in SETTING), []).append(row)
     out = []
-    for runs in settings.values():
-        row = runs[0] | {key: _median(runs, key) for key in ("median_us", "dense_us", "x_dense", "pct_roof")}
-        found = [
-            {"peer": peer, "peer_us": _median(runs, "peers_us", peer), "x_peer": _median(runs, "x_peers", peer)}
-            for peer in row.get("peers_us", ())
-        ]
+    for setting, runs in settings.items():
+        row = dict(zip(SETTING, setting, strict=True))
+        row |= {key: statistics.median(run[key] for run in runs) for key in MEDIANS}
+        found = []
+        for peer in dict.fromkeys(peer for run in runs for peer in run.get("peers_us", ())):
+            beside = [run for run in runs if peer in run.get("peers_us", ())]
+            us, times = (statistics.median(run[key][peer] for run in beside) for key in ("peers_us", "x_peers"))
+            found.append({"peer": peer, "peer_us": us, "x_peer": times})
         out += [row | peer for peer in sorted(found, key=lambda f: f["peer_us"]) or [{}]]
     return out

@@ -44,8 +44,17 @@ def test_only_what_is_asked_for_is_measured(monkeypatch):
 
 
 def test_runs_of_a_setting_have_medians_and_a_row_for_each_peer():
-    setting = {"N": 64, "K": 64, "M": 1, "bits": 4, "group": 64, "dtype": "float32", "cache": "hot"}
-    about = setting | {"dense_us": 9, "pct_roof": 50}
+    setting = {
+        "N": 64,
+        "K": 64,
+        "M": 1,
+        "bits": 4,
+        "group": 64,
+        "dtype": "float32",
+        "levels": "integers",
+        "device": "cpu",
+    }
+    about = setting | {"cache": "hot", "dense_us": 9, "pct_roof": 50}
 
     def row(us: float, a: float, b: float) -> dict:
         peers = {"peers_us": {"a": a, "b": b}, "x_peers": {"a": a / us, "b": b / us}}
@@ -56,6 +65,7 @@ def test_runs_of_a_setting_have_medians_and_a_row_for_each_peer():
     assert (first["median_us"], first["x_dense"]) == (second["median_us"], second["x_dense"]) == (2, 4.5)
     assert [(r["peer"], r["peer_us"], r["x_peer"]) for r in (first, second)] == [("b", 6, 3), ("a", 8, 3)]
     assert third == alone and len(line("matmul", third)) == len(line("matmul", None))
+    assert [r["x_peer"] for r in matmul.medians([about | {"median_us": 9, "x_dense": 1}, row(2, 8, 6)])] == [3, 4]
 
 
 def test_a_picture_is_drawn(tmp_path):

@@ -370,13 +370,13 @@ def linear(
 def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     """``y = x @ W.T + bias`` with ``W[n, k] = levels[code[n, k]] * scale[n, k // group_size]``; W stays packed.
 
-    Accumulated in float32, rounded to x's dtype once; a scale multiplies sums of up to 128 products, so that levels
-    near the ends of float32 may overflow or lose digits where the weights themselves do not. On a CPU the order of the
-    sums depends on the number of rows only in steps: one row, more, and 512 or more, which meet W in float32, a part of
-    it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels that are no bfloat16 values and x
-    in 16 bits: up to 5, and more; of 8 bits, unevenly spaced and sums of three bfloat16 values, up to 12), and so by
-    AVX-512 BF16 (on AMD processors: x in bfloat16, levels that are bfloat16 values, of 8 bits evenly spaced). On these,
-    products below 1e-27 may lose digits, or count as 0, beside larger ones.
+    Accumulated in float32, rounded to x's dtype once; a scale multiplies sums of up to 128 products of x and levels, so
+    that x or levels near the ends of float32 may overflow or lose digits where products with the weights themselves do
+    not. On a CPU the order of the sums depends on the number of rows only in steps: one row, more, and 512 or more,
+    which meet W in float32, a part of it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels
+    that are no bfloat16 values and x in 16 bits: up to 5, and more; of 8 bits, unevenly spaced and sums of three
+    bfloat16 values, up to 12), and so by AVX-512 BF16 (on AMD processors: x in bfloat16, levels that are bfloat16
+    values, of 8 bits evenly spaced). On these, products below 1e-27 may lose digits, or count as 0, beside larger ones.
 
     On a CPU, one row of x and levels of 2 bits or more that are evenly spaced multiples of one number, at most 255
     times it (LSQ, CPQ, DAQ), are multiplied in integers. With AMX so are more rows: in float32 all (512 and more: of
