@@ -111,11 +111,7 @@ def main() -> int:
     parser.add_argument("--cache", nargs="+", choices=matmul.CACHES, help="only these (matmul)")
     parser.add_argument("--shape", nargs="+", type=shape, metavar="NxK", help="of the weight, only these (matmul)")
     parser.add_argument(
-        "--repeat",
-        type=positive,
-        default=1,
-        metavar="TIMES",
-        help="go over all of it so often, and give medians (matmul)",
+        "--repeat", type=positive, default=1, metavar="TIMES", help="go over all of it so often; then medians (matmul)"
     )
     parser.add_argument(
         "--levels",

@@ -27,7 +27,6 @@ QUICK_ROWS, QUICK_BITS = (1, 16), (4, 2)
 CACHES = ("hot", "rotated")
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 SETTING = ("N", "K", "M", "bits", "group", "dtype", "levels", "device", "cache")
-MEDIANS = ("median_us", "dense_us", "x_dense", "pct_roof")
 _FLOATS = "lsq, lut_linear"
 
 
@@ -141,9 +140,9 @@ def measure(
     }  # fmt: skip
     if found := [peer for peer in times if peer in (*PEERS, _FLOATS)]:
         best = min(found, key=lambda peer: times[peer].median)
-        row |= {"peer": best, "peer_us": times[best].median, "x_peer": mine.ratio_to(times[best])}
         row["peers_us"] = {peer: round(times[peer].median, 3) for peer in found}
         row["x_peers"] = {peer: round(mine.ratio_to(times[peer]), 3) for peer in found}
+        row |= {"peer": best, "peer_us": row["peers_us"][best], "x_peer": row["x_peers"][best]}
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
 
 
@@ -182,7 +181,8 @@ def medians(rows: list[dict]) -> list[dict]:
     out = []
     for setting, runs in settings.items():
         row = dict(zip(SETTING, setting, strict=True))
-        row |= {key: statistics.median(run[key] for run in runs) for key in MEDIANS}
+        for key in ("median_us", "dense_us", "x_dense", "pct_roof"):
+            row[key] = statistics.median(run[key] for run in runs)
         found = []
         for peer in dict.fromkeys(peer for run in runs for peer in run.get("peers_us", ())):
             beside = [run for run in runs if peer in run.get("peers_us", ())]

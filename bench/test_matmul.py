@@ -44,17 +44,7 @@ def test_only_what_is_asked_for_is_measured(monkeypatch):
 
 
 def test_runs_of_a_setting_have_medians_and_a_row_for_each_peer():
-    setting = {
-        "N": 64,
-        "K": 64,
-        "M": 1,
-        "bits": 4,
-        "group": 64,
-        "dtype": "float32",
-        "levels": "integers",
-        "device": "cpu",
-    }
-    about = setting | {"cache": "hot", "dense_us": 9, "pct_roof": 50}
+    about = dict.fromkeys(matmul.SETTING, "any") | {"dense_us": 9, "pct_roof": 50}
 
     def row(us: float, a: float, b: float) -> dict:
         peers = {"peers_us": {"a": a, "b": b}, "x_peers": {"a": a / us, "b": b / us}}

@@ -35,7 +35,7 @@ template <int bits> struct Lines {
   QK_HD void prefetch(int64_t stripe, int64_t tile, int g) const {
     const uint8_t* const line = at(stripe, tile) + g * 64;
     if constexpr (QK_ISA == 512 && bits == 4) __builtin_prefetch(line + 4096), __builtin_prefetch(line + 16384, 0, 2);
-    else __builtin_prefetch(line + 2048);  // of 4 bits, a weight that is not in the caches takes a tenth longer so, on Zen 4
+    else __builtin_prefetch(line + 2048);  // for 4 bits from memory that is too near, on Zen 4
   }
   // body(i, g, codes) for the columns i < count of step s of n lines from `first` on; codes: an array, of 1 or kTurn lines from g on.
   template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
@@ -158,6 +158,7 @@ constexpr int kLines = 8;  // at a time: their sums are in registers
 #else
 constexpr int kLines = 4;
 #endif
+
 #if QK_ISA == 512
 // Scales of a stripe in memory: where they are, or as floats in `own`; 0 of group -1.
 QK_IN const float* scales_of(const Packed& w, int64_t stripe, int64_t group, float (&own)[kStripe]) {
@@ -176,7 +177,9 @@ struct FourLines {
   }
 };
 #endif
+
 QK_IN F product_added(F sum, F level, const float* x) { return fused(level, load(x), sum); }
+
 // Sums of the rows of a stripe, from those of lines' elements: of octets 0 and 1, of 2 and 3, both together, then both words. (On AVX-512
 // they come in the order of word_out_of_order: element 4 j + 2 i + h is of line 4 i + j and row 8 h + 4 i + j.)
 QK_IN F rows_of(const float (&sums)[8][kLanes]) {
