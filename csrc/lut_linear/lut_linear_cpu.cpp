@@ -40,6 +40,8 @@ struct Weight {
   }
 };
 
+constexpr int64_t kUnit = 4;  // stripes that most kernels may take at a time
+
 int64_t stripes(int64_t n) { return (n + qk::kStripe - 1) / qk::kStripe; }
 
 Tensor lut_dequantize(Tensor codes, Tensor levels, Tensor scale, int64_t bits, int64_t group_size, int64_t n, int64_t k) {
@@ -108,12 +110,11 @@ std::vector<PairRows> in_pairs(const uint16_t* x, int64_t M, int64_t k, std::vec
   return tiles;
 }
 
-// start(), once in each thread, gives body(begin, end): stripes, for M rows of x.
-template <class Start> void over_stripes(const Weight& w, int64_t M, Start start) {
-  constexpr int64_t kUnit = 4;  // stripes that a kernel may take at a time
+// start(), once in each thread, gives body(begin, end): stripes, for M rows of x, of which a kernel takes up to `unit` at a time.
+template <class Start> void over_stripes(const Weight& w, int64_t M, int64_t unit, Start start) {
   const int64_t all = stripes(w.packed.N);
-  qk::balanced((all + kUnit - 1) / kUnit, std::max<int64_t>(1, 2048 / (w.packed.K * M)), [&] {
-    return [all, body = start()](int64_t begin, int64_t end) { body(begin * kUnit, std::min(end * kUnit, all)); };
+  qk::balanced((all + unit - 1) / unit, std::max<int64_t>(1, 8192 / (w.packed.K * M * unit)), [&] {
+    return [all, unit, body = start()](int64_t begin, int64_t end) { body(begin * unit, std::min(end * unit, all)); };
   });
 }
 
@@ -145,12 +146,12 @@ struct Rows {
 };
 
 // One row of x. Each thread spreads it, which takes less than to read what another core has written.
-void alone(const Weight& w, const float* bias, const Rows& rows, const qk::LutAlone& kernels) {
+void alone(const Weight& w, const float* bias, const Rows& rows, const qk::LutAlone& kernels, int64_t unit) {
   std::vector<float> x(rows.K);
   widen(rows.x, rows.dtype, rows.K, x.data());
   int64_t floats = 0, numbers = 0;
   kernels.room(w.packed, &floats, &numbers);
-  over_stripes(w, 1, [&] {
+  over_stripes(w, 1, unit, [&] {
     static thread_local std::vector<uint8_t> memory;
     float* to = reinterpret_cast<float*>(qk::scratch(memory, (floats + numbers) * 4));
     int32_t* groups = reinterpret_cast<int32_t*>(to + floats);
@@ -164,7 +165,7 @@ void by_rows(const Weight& w, const float* bias, const Rows& rows) {
   const qk::LutKernels& kernels = qk::lut_kernels_of(w.packed);
   const int64_t M = rows.M, tiles = (M + kernels.tile - 1) / kernels.tile, T = (M + tiles - 1) / tiles;
   const std::vector<float> tiled = in_tiles(rows.x, rows.dtype, M, rows.K, T);
-  over_stripes(w, M, [&] {
+  over_stripes(w, M, kUnit, [&] {
     static thread_local std::vector<uint8_t> memory;
     float* const sums = reinterpret_cast<float*>(qk::scratch(memory, tiles * T * kernels.pair * qk::kStripe * 4));
     return [&, sums](int64_t begin, int64_t end) { kernels.linear(w.packed, begin, end, tiled.data(), M, T, bias, rows.to(0), sums); };
@@ -190,7 +191,7 @@ bool by_pairs(const Weight& w, const float* bias, Rows rows) {
   for (int64_t m = 0; m < rows.M; m++) fits[m] = fits_pairs(x + m * rows.K, rows.K, levels.least());
   if (rows.M == 1) {
     if (w.packed.bits == 1 || w.packed.bits == 8 || !fits[0]) return false;  // tables of nibbles, and integers, are faster
-    alone(w, bias, rows, kernels.alone);
+    alone(w, bias, rows, kernels.alone, 1);
     return true;
   }
   std::vector<uint32_t> memory;
@@ -198,7 +199,7 @@ bool by_pairs(const Weight& w, const float* bias, Rows rows) {
   for (int64_t m = 0; m < rows.M; m += step) {
     const int64_t M = std::min(step, rows.M - m);
     const std::vector<PairRows> tiles = in_pairs(x + m * rows.K, M, rows.K, memory);
-    over_stripes(w, M, [&] {
+    over_stripes(w, M, kUnit, [&] {
       return [&](int64_t begin, int64_t end) {
         for (const PairRows& t : tiles) kernels.linear(w.packed, begin, end, t.pairs, t.rows, t.height, bias, rows.to(m + t.m));
       };
@@ -232,7 +233,7 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
     torch::stable::parallel_for(0, x.M, std::max<int64_t>(1, 32768 / K), [&](int64_t begin, int64_t end) {
       amx.split(x, begin, end, rows.from(m), rows.dtype, levels.least(), fits.data());
     });
-    over_stripes(w, x.M, [&] {
+    over_stripes(w, x.M, kUnit, [&] {
       static thread_local std::vector<uint8_t> own;
       uint8_t* const scratch = qk::scratch(own, qk::LutAmx::scratch(x));
       return [&, scratch](int64_t begin, int64_t end) { amx.linear(w.packed, levels, begin, end, x, bias, rows.to(m), scratch); };
@@ -278,7 +279,7 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
     if (rows.M == 1 && !fits[0]) return false;
     rows.note(fits, m);
     if (std::none_of(fits.begin(), fits.end(), [](char fit) { return fit; })) continue;
-    over_stripes(w, x.M, [&] {
+    over_stripes(w, x.M, tiles ? kUnit : 1, [&] {
       static thread_local std::vector<uint8_t> own;
       uint8_t* const scratch = tiles ? qk::scratch(own, qk::LutIntegersAmx::scratch(x)) : nullptr;
       return [&, scratch](int64_t begin, int64_t end) {
@@ -302,7 +303,7 @@ void linear(const Weight& w, qk::Given given, Rows rows) {
   if ((rows.M == 1 || tiles) && by_integers(w, bias, rows)) return;
   if ((tiles && by_tiles(w, bias, rows, rows.M)) || by_pairs(w, bias, rows)) return;
   if (rows.M > 1) return by_rows(w, bias, rows);
-  if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed));
+  if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed), kUnit);
   rows.left = {0};  // what pads that kernel's wider tiles would be NaN
   rows.finish(kLeastRows, [&](const Rows& both) { by_rows(w, bias, both); });
 }
