@@ -40,6 +40,7 @@ The scales of padded rows are 0.
 """
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -112,6 +113,10 @@ class LutWeight:
         expected = (math.ceil(N / 16), K // self.group_size, 16)
         if self.scale.shape != expected:
             raise ValueError(f"LutWeight: scale must have shape {list(expected)}, got {list(self.scale.shape)}")
+
+    @functools.cached_property
+    def _matrix(self) -> tuple[int, int]:
+        return matrix_shape(self.shape)
 
     @classmethod
     def pack(

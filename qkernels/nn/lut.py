@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..methods import describe
@@ -64,6 +65,16 @@ class _Lut(nn.Module):
         if why := broken(activation):
             raise ValueError(why)
         return cls(layer, pack_weight(layer), method=describe(layer.weight_quantizer.config))
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """codes, levels, scale, bias. As attributes of a module they take as long as a small product."""
+        if not is_compiling():
+            own = {**self._parameters, **self._buffers}
+            try:
+                return own["codes"], own["levels"], own["scale"], own["bias"]
+            except KeyError:  # a replica, or parametrized
+                pass
+        return self.codes, self.levels, self.scale, self.bias
 
     @property
     def weight_lut(self) -> LutWeight:
@@ -169,7 +180,7 @@ class LutLinear(_Lut):
     def _in_integers(self, x: Tensor) -> Tensor | None:
         """The layer's output by ``lut_linear_int``, or None where that has no place."""
         quantizer, n, k, bits = self.activation_quantizer, self.out_features, self.in_features, self.bits
-        levels, scale, bias = self.levels, self.scale, self.bias  # once: a module's attributes are slow
+        codes, levels, scale, bias = self._tensors()
         if not is_inference(*(t for t in (levels, scale, bias) if t is not None)) or torch.is_autocast_enabled("cpu"):
             return None
         if _is_watched(quantizer) or x.layout != torch.strided or x.dim() == 0 or x.shape[-1] != k:
@@ -179,7 +190,7 @@ class LutLinear(_Lut):
         if (bias is not None and bias.shape != (n,)) or (grid := quantizer.integer_grid(x)) is None:
             return None
         return lut_linear_int.linear(
-            x, grid, self.codes, levels, scale, bias, weight_bits=bits, group_size=self.group_size, n=n, k=k
+            x, grid, codes, levels, scale, bias, weight_bits=bits, group_size=self.group_size, n=n, k=k
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,9 +199,8 @@ class LutLinear(_Lut):
                 return y
             x = self.activation_quantizer(x)
         return op.linear(
-            x, self.codes, self.levels, self.scale, self.bias,
-            bits=self.bits, group_size=self.group_size, n=self.out_features, k=self.in_features,
-        )  # fmt: skip
+            x, *self._tensors(), bits=self.bits, group_size=self.group_size, n=self.out_features, k=self.in_features
+        )
 
 
 class LutConv2d(_Lut):
@@ -208,7 +218,7 @@ class LutConv2d(_Lut):
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         return conv.conv2d(
-            x, self.codes, self.levels, self.scale, self.bias, self.stride, padding, self.dilation, self.groups,
+            x, *self._tensors(), self.stride, padding, self.dilation, self.groups,
             bits=self.bits, group_size=self.group_size, shape=self.weight_shape,
         )  # fmt: skip
 

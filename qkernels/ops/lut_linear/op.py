@@ -349,6 +349,10 @@ def linear(
         y = _direct(x, codes, levels, scale, bias, bits, group_size, n, k, _MANY_ROWS)
         if y is not None:
             return y
+    return _checked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend)
+
+
+def _checked_linear(x, codes, levels, scale, bias, bits, group_size, n, k, backend) -> Tensor:
     check_x("lut_linear", x)
     if x.dim() == 0 or x.shape[-1] != k:
         raise ValueError(f"lut_linear: x must have shape [..., K={k}], got {list(x.shape)}")
@@ -419,8 +423,13 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
         ValueError: x's last dimension is not K, bias not [N], two devices.
         NotImplementedError: the requested backend cannot run this call.
     """
+    if backend is None and not is_compiling() and isinstance(w, LutWeight):  # as linear; a call more is felt by small w
+        n, k = w._matrix
+        y = _direct(x, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, n, k, _MANY_ROWS)
+        if y is not None:
+            return y
     n, k = matrix_shape(check_weight("lut_linear", w).shape)
-    return linear(x, w.codes, w.levels, w.scale, bias, bits=w.bits, group_size=w.group_size, n=n, k=k, backend=backend)
+    return _checked_linear(x, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, n, k, backend)
 
 
 def lut_dequantize(w: LutWeight, dtype: torch.dtype = torch.float32, *, backend: str | None = None) -> Tensor:
