@@ -116,9 +116,10 @@ def test_the_bfloat16_kernel_is_right_without_its_instruction(tmp_path):
     assert run("test_lut_pairs_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_ISA=512") == "0 failures\n"
 
 
-def test_tables_of_bytes_give_the_bits_of_the_other_tables(tmp_path):
-    need(AVX512 | {"avx512vbmi"})
-    assert run("test_lut_bytes_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, "-DQK_ISA=512") == "0 failures\n"
+@pytest.mark.parametrize(("isa", "needs"), [("2", {"avx2", "fma", "f16c"}), ("512", AVX512 | {"avx512vbmi"})])
+def test_tables_of_bytes_give_the_bits_of_the_other_tables(isa, needs, tmp_path):
+    need(needs)
+    assert run("test_lut_bytes_on_host.cpp", tmp_path, *SANITIZE, *UNOPTIMIZED, f"-DQK_ISA={isa}") == "0 failures\n"
 
 
 def test_matrix_tiles_are_right_in_software_and_on_a_processor_that_has_them(tmp_path):

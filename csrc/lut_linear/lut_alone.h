@@ -37,6 +37,7 @@ template <int bits> struct Lines {
     if constexpr (QK_ISA == 512 && bits == 4) __builtin_prefetch(line + 4096), __builtin_prefetch(line + 16384, 0, 2);
     else __builtin_prefetch(line + 2048);  // for 4 bits from memory that is too near, on Zen 4
   }
+  QK_HD I word(int64_t stripe, int64_t tile, int g, int) const { return load_words(at(stripe, tile) + g * 64); }
   // body(i, g, codes) for the columns i < count of step s of n lines from `first` on; codes: an array, of 1 or kTurn lines from g on.
   template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
     const auto code = [&](I line, int i) QK_INLINE_LAMBDA { return Code{line, bits == 8 ? 8 * i : 4 * i + bits * s}; };
@@ -69,13 +70,14 @@ template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
     __builtin_prefetch(at(stripe, tile) + 2048 + g * 64);
     if (tile % 2 == 0) __builtin_prefetch(high.first + stripe * high.stride + tile * 256 + 1024 + g * 64);
   }
+  QK_HD I word(int64_t stripe, int64_t tile, int g, int s) const {  // of nibbles: bits 0 to 2 are the code
+    const I two = right(load_words(at(stripe, tile) + g * 64), 2 * s);
+    const I one = load_words(high.first + stripe * high.stride + tile / 2 * 512 + g * 64);
+    return choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
+  }
   template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
-    I word[n];  // of nibbles: bits 0 to 2 are the code
-    QK_UNROLL for (int g = 0; g < n; g++) {
-      const I two = right(load_words(at(stripe, tile) + (first + g) * 64), 2 * s);
-      const I one = load_words(high.first + stripe * high.stride + tile / 2 * 512 + (first + g) * 64);
-      word[g] = choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
-    }
+    I word[n];
+    QK_UNROLL for (int g = 0; g < n; g++) word[g] = this->word(stripe, tile, first + g, s);
     QK_UNROLL for (int i = 0; i < count; i++)
       QK_UNROLL for (int g = 0; g < n; g++) {
         const Code one[] = {{word[g], 4 * i}};
@@ -159,14 +161,38 @@ constexpr int kLines = 8;  // at a time: their sums are in registers
 constexpr int kLines = 4;
 #endif
 
-#if QK_ISA == 512
+#if QK_ISA
 // Scales of a stripe in memory: where they are, or as floats in `own`; 0 of group -1.
 QK_IN const float* scales_of(const Packed& w, int64_t stripe, int64_t group, float (&own)[kStripe]) {
   if (group >= 0 && w.scale.dtype == 0) return static_cast<const float*>(w.scale.data) + (stripe * w.G + group) * kStripe;
   store(own, group < 0 ? F(0.0f) : scale_of(w, stripe, group));
   return own;
 }
-// As of_row where both words have the same scales, for line g + j, j < 4, from the scales from row g on: by loads and one shuffle.
+#endif
+// For line g, the scale of each element's row, of the groups of both words.
+#if QK_ISA == 2
+struct LineScales {  // from memory, for permutations take longer
+  float own[2][kStripe];
+  const float *first, *second;
+  QK_HD LineScales(const Packed& w, int64_t stripe, const int32_t* groups)
+      : first(scales_of(w, stripe, groups[0], own[0])),
+        second(groups[1] == groups[0] ? first : scales_of(w, stripe, groups[1], own[1])) {}
+  QK_HD F operator()(int g) const {
+    const auto row = [&](int r) QK_INLINE_LAMBDA { return _mm256_blend_ps(_mm256_broadcast_ss(first + r), _mm256_broadcast_ss(second + r), 0xaa); };
+    const __m256 eight = _mm256_blend_ps(row(g), row(g + 8), 0xcc);
+    return {eight, eight};
+  }
+};
+#else
+struct LineScales {
+  F first, second;
+  QK_HD LineScales(const Packed& w, int64_t stripe, const int32_t* groups) : first(of(w, stripe, groups[0])), second(of(w, stripe, groups[1])) {}
+  QK_HD static F of(const Packed& w, int64_t stripe, int64_t group) { return group < 0 ? F(0.0f) : scale_of(w, stripe, group); }
+  QK_HD F operator()(int g) const { return of_row(first, second, g); }
+};
+#endif
+#if QK_ISA == 512
+// As LineScales where both words have the same scales, for line g + j, j < 4, from the scales from row g on: by loads and one shuffle.
 struct FourLines {
   __m512 a, b;  // of rows g to g + 3, of rows g + 8 to g + 11
   QK_HD explicit FourLines(const float* scale)
@@ -242,7 +268,12 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
         for (int64_t tile = 0; tile < tiles; tile++) {
           for (int g = 0; g < kLines; g++) lines.prefetch(stripe, tile, first + g);
           QK_UNROLL for (int s = 0; s < L::kSteps; s++, from += kEach * kLanes, of += 3) {
-            lines.template codes<kLines, kEach>(stripe, tile, first, s, [&](int i, int g, auto& own) QK_INLINE_LAMBDA {
+            if constexpr (requires { typename Levels::Eight; }) {
+              typename Levels::Eight levels[kLines];
+              QK_UNROLL for (int g = 0; g < kLines; g++) levels[g] = table.eight(lines.word(stripe, tile, first + g, s));
+              QK_UNROLL for (int i = 0; i < kEach; i++)
+                QK_UNROLL for (int g = 0; g < kLines; g++) d[g] = product_added(d[g], Levels::level(levels[g], i), from + i * kLanes);
+            } else lines.template codes<kLines, kEach>(stripe, tile, first, s, [&](int i, int g, auto& own) QK_INLINE_LAMBDA {
               constexpr int n = sizeof own / sizeof own[0];
               decltype(table(own[0])) levels[n];
               QK_UNROLL for (int j = 0; j < n; j++) levels[j] = table(own[j]);
@@ -262,9 +293,8 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
                 continue;
               }
 #endif
-              const auto scale = [&](int g) { return g < 0 ? F(0.0f) : scale_of(w, stripe, g); };
-              const F one = scale(of[0]), other = scale(of[1]);
-              for (int g = 0; g < kLines; g++) end_segment(g, of_row(one, other, first + g));
+              const LineScales scale(w, stripe, of);
+              for (int g = 0; g < kLines; g++) end_segment(g, scale(first + g));
             }
           }
         }

@@ -30,6 +30,7 @@ struct Weight {
     packed.levels = levels.data();
     packed.narrow = std::all_of(levels.begin(), levels.end(), [](float l) { return (qk::bits_of(l) & 0xffff) == 0; });
     const float base = levels[0], step = levels[1] - levels[0];
+    packed.bytes = qk::is_amd();  // as timed on Zen 3
     packed.uniform = packed.bits == 8;
     for (int c = 0; c < count; c++) packed.uniform &= std::fma(float(c), step, base) == levels[c];
     packed.base = base, packed.step = step;

@@ -73,14 +73,6 @@ QK_IN I left_by(I a, int even, int odd) {  // a count that is not below 32 gives
   const auto half = [&](__m256i v) { return _mm256_or_si256(_mm256_sllv_epi32(v, l), _mm256_srlv_epi32(v, r)); };
   return {{half(a.v[0]), half(a.v[1])}};
 }
-QK_IN F of_row(F scale, F other, int g) {
-  const __m256i at = _mm256_set1_epi32(g);
-  const auto pick = [&](int half) {
-    return _mm256_blend_ps(_mm256_permutevar8x32_ps(scale.v[half], at), _mm256_permutevar8x32_ps(other.v[half], at), 0xaa);
-  };
-  const __m256 eight = _mm256_blend_ps(pick(0), pick(1), 0xcc);
-  return {eight, eight};
-}
 #else
 struct I { uint32_t v[kLanes]; };
 QK_IN I right(I a, int n) QK_LANES(I, .v[i] = a.v[i] >> n)
@@ -106,7 +98,8 @@ QK_IN F of_row(F scale, F other, int g) QK_LANES(F, .v[i] = (i % 2 ? other : sca
 #endif
 // What some are: sixteen words from memory, and to memory at a multiple of 64; of each two words the first or second one, twice;
 // words at even and odd places shifted left, or right by what is negative (what is shifted out may come in again); and for a line
-// (see Lines) of rows g and g + 8, the scale of each element's row, from `scale` for the first words and `other` for the second ones.
+// (see Lines) of rows g and g + 8, the scale of each element's row, from `scale` for the first words and `other` for the second ones (not
+// on AVX2).
 
 // Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
 #if QK_ISA == 512
@@ -198,28 +191,52 @@ template <> struct Table<4> {
   QK_HD explicit Table(const Packed& w) : t(load(w.levels)) {}
   QK_HD F operator()(I code) const { return lookup(t, code); }
 };
-// Levels that are bfloat16, of codes of 4 bits: two tables of bytes, for 32 codes at a time.
-struct Halves : Table<4> {
-  __m256i low, high;
-  QK_HD explicit Halves(const Packed& w) : Table<4>(w) {
-    uint8_t bytes[2][16];
-    for (int i = 0; i < 16; i++)
-      for (int b = 0; b < 2; b++) bytes[b][i] = uint8_t(qk::bits_of(w.levels[i]) >> (16 + 8 * b));
-    const auto both = [&](const uint8_t* t) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(t))); };
-    low = both(bytes[0]), high = both(bytes[1]);
+// Up to sixteen levels as tables of bytes, for the eight codes of each word at a time: the upper kBytes of each level; the others are 0.
+template <int bits, int kBytes> struct ByteTables : Table<bits> {
+  __m256i table[kBytes];
+  QK_HD explicit ByteTables(const Packed& w) : Table<bits>(w) {
+    for (int b = 0; b < kBytes; b++) {
+      alignas(16) uint8_t bytes[16];
+      for (int i = 0; i < 16; i++) bytes[i] = uint8_t(qk::bits_of(w.levels[i & ((1 << bits) - 1)]) >> 8 * (4 - kBytes + b));
+      table[b] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+    }
   }
-  // That of column i of each word. Bytes 0 and 1 of its words are first in a half of the register, so that the levels of columns
-  // i and i + 2 are together in the words again.
-  QK_HD __m256 half(__m256i words, int i) const {
-    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-    const __m256i ordered = _mm256_shuffle_epi8(words, order);
-    const __m256i code = _mm256_and_si256(i % 2 ? _mm256_srli_epi32(ordered, 4) : ordered, _mm256_set1_epi8(15));
-    const __m256i l = _mm256_shuffle_epi8(low, code), h = _mm256_shuffle_epi8(high, code);
-    const __m256i two = i < 4 ? _mm256_unpacklo_epi8(l, h) : _mm256_unpackhi_epi8(l, h);
-    return _mm256_castsi256_ps(i % 4 < 2 ? _mm256_slli_epi32(two, 16) : _mm256_and_si256(two, _mm256_set1_epi32(-65536)));
+  struct Eight { __m256i v[2][kBytes == 2 ? 4 : 8]; };  // of four bytes: of columns 0, 1, ...; of two: of 0 and 2, 1 and 3, 4 and 6, 5 and 7
+  QK_HD Eight eight(I words) const {
+    // In each half of a register: of two bytes, bytes 0 and 1 of its words first, so that the levels of columns i and i + 2 are together in
+    // the words again; of four, bytes 0 of its words, then bytes 1, ...
+    const __m256i order = _mm256_broadcastsi128_si256(kBytes == 2 ? _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)
+                                                                  : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    Eight to;
+    QK_UNROLL for (int h = 0; h < 2; h++) {
+      const __m256i ordered = _mm256_shuffle_epi8(words.v[h], order);
+      QK_UNROLL for (int odd = 0; odd < 2; odd++) {
+        const __m256i code = _mm256_and_si256(odd ? _mm256_srli_epi32(ordered, 4) : ordered, _mm256_set1_epi8(15));
+        const auto two = [&](int b, bool upper) QK_INLINE_LAMBDA {
+          const __m256i l = _mm256_shuffle_epi8(table[b], code), h = _mm256_shuffle_epi8(table[b + 1], code);
+          return upper ? _mm256_unpackhi_epi8(l, h) : _mm256_unpacklo_epi8(l, h);
+        };
+        QK_UNROLL for (int upper = 0; upper < 2; upper++) {
+          if constexpr (kBytes == 2) to.v[h][2 * upper + odd] = two(0, upper);
+          else {
+            const __m256i l = two(0, upper), u = two(2, upper);
+            to.v[h][4 * upper + odd] = _mm256_unpacklo_epi16(l, u), to.v[h][4 * upper + 2 + odd] = _mm256_unpackhi_epi16(l, u);
+          }
+        }
+      }
+    }
+    return to;
   }
-  using Table<4>::operator();
-  QK_HD F operator()(const Code& code) const { return {half(code.word.v[0], code.shift / 4), half(code.word.v[1], code.shift / 4)}; }
+  QK_HD static F level(const Eight& of, int i) {
+    const auto half = [&](int h) QK_INLINE_LAMBDA {
+      if constexpr (kBytes == 4) return _mm256_castsi256_ps(of.v[h][i]);
+      const __m256i two = of.v[h][i % 2 + i / 4 * 2];
+      return _mm256_castsi256_ps(i % 4 < 2 ? _mm256_slli_epi32(two, 16) : _mm256_and_si256(two, _mm256_set1_epi32(-65536)));
+    };
+    return {half(0), half(1)};
+  }
+  using Table<bits>::operator();
+  QK_HD F operator()(const Code& code) const { return level(eight(code.word), code.shift / 4); }
 };
 template <> struct Table<8> {  // one by one: a gather takes longer
   const float* l;
@@ -255,10 +272,15 @@ template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
   switch (w.bits) {
     case 1: return body(Kind<1, Table<1>>{});
     case 2: return body(Kind<2, Table<2>>{});
-    case 3: return body(Kind<3, Table<3>>{});
+    case 3:
+#if QK_ISA == 2
+      if (w.narrow && w.bytes) return body(Kind<3, ByteTables<3, 2>>{});
+#endif
+      return body(Kind<3, Table<3>>{});
     case 4:
 #if QK_ISA == 2
-      if (w.narrow) return body(Kind<4, Halves>{});
+      if (w.narrow) return body(Kind<4, ByteTables<4, 2>>{});
+      if (w.bytes) return body(Kind<4, ByteTables<4, 4>>{});
 #endif
       return body(Kind<4, Table<4>>{});
     case 8: return w.uniform ? body(Kind<8, Uniform>{}) : body(Kind<8, Table<8>>{});

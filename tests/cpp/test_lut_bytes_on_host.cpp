@@ -1,4 +1,5 @@
-// Levels of 8 bits by tables of bytes: to the bit what AVX-512 gives without them, and where sums are exact, the plain sum.
+// Levels by tables of bytes, of 8 bits on AVX-512 and of 3 and 4 on AVX2: to the bit what it gives without them, and where sums are exact,
+// the plain sum.
 #include "../../csrc/lut_linear/lut_bytes_simd.cpp"
 #include "../../csrc/lut_linear/lut_alone_simd.cpp"
 #include "../../csrc/lut_linear/lut_linear_simd.cpp"
@@ -33,33 +34,43 @@ std::vector<float> row(const LutAlone& kernels, const Packed& w, const std::vect
 
 bool same(const std::vector<float>& a, const std::vector<float>& b) { return memcmp(a.data(), b.data(), a.size() * 4) == 0; }
 
+#if QK_ISA == 512
+const LutAlone &alone_by_bytes = lut_bytes_alone_avx512, &alone_plainly = lut_alone_avx512;
+const LutKernels &by_bytes = lut_bytes_avx512, &plainly = lut_avx512;
+#else
+const LutAlone &alone_by_bytes = lut_alone_avx2, &alone_plainly = lut_alone_avx2;
+const LutKernels &by_bytes = lut_avx2, &plainly = lut_avx2;
+#endif
+
 // factor: of the levels, which are whole numbers else; all have 24 bits of 1 + 2**-16.
-void run(int64_t N, int64_t K, int64_t group, int64_t M, float factor) {
-  const Weight weight(8, N, K, group, factor);
-  Packed w = weight.packed();
-  w.narrow = factor == 1;
+void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, float factor) {
+  const Weight weight(bits, N, K, group, factor);
+  const Packed without = weight.packed();
+  Packed w = without;
+  w.narrow = factor == 1, w.bytes = true;
   std::mt19937 random(unsigned(M + K));
   std::vector<float> x(M * K), bias(N);
   for (float& v : x) v = factor == 1 ? float(int(random() % 9) - 4) : float(random()) / 2e9f - 1;
   for (float& v : bias) v = float(int(random() % 9) - 4);
   const float* const with = M % 2 ? bias.data() : nullptr;
-  const std::vector<float> y = M == 1 ? row(lut_bytes_alone_avx512, w, x, with) : rows(lut_bytes_avx512, w, x, M, with);
-  CHECK(same(y, M == 1 ? row(lut_alone_avx512, w, x, with) : rows(lut_avx512, w, x, M, with)));
+  const std::vector<float> y = M == 1 ? row(alone_by_bytes, w, x, with) : rows(by_bytes, w, x, M, with);
+  CHECK(same(y, M == 1 ? row(alone_plainly, without, x, with) : rows(plainly, without, x, M, with)));
   if (factor == 1) check_product<float>(weight, x, M, with, y);
   Memory<float> out(N * K), plain(N * K);
-  lut_bytes_avx512.dequantize(w, 0, weight.stripes, out.get());
-  lut_avx512.dequantize(w, 0, weight.stripes, plain.get());
+  by_bytes.dequantize(w, 0, weight.stripes, out.get());
+  plainly.dequantize(without, 0, weight.stripes, plain.get());
   CHECK(memcmp(out.get(), plain.get(), N * K * 4) == 0);
 }
 
 }  // namespace
 
 int main() {
-  for (float factor : {1.0f, 1 + 0x1p-16f})
-    for (int64_t M : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 26}) {
-      for (int64_t K : {1, 7, 31, 33, 100, 129, 300}) run(K % 40 + 1, K, K, M, factor);
-      for (int64_t group : {32, 64, 128, 256}) run(70, 3 * group, group, M, factor);
-    }
+  for (int bits : QK_ISA == 512 ? std::vector{8} : std::vector{3, 4})
+    for (float factor : {1.0f, 1 + 0x1p-16f})
+      for (int64_t M : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 26}) {
+        for (int64_t K : {1, 7, 31, 33, 100, 129, 300}) run(bits, K % 40 + 1, K, K, M, factor);
+        for (int64_t group : {32, 64, 128, 256}) run(bits, 70, 3 * group, group, M, factor);
+      }
   std::printf("%d failures\n", failures);
   return failures != 0;
 }
