@@ -169,9 +169,9 @@ QK_IN const float* scales_of(const Packed& w, int64_t stripe, int64_t group, flo
   return own;
 }
 #endif
-// For line g, the scale of each element's row, of the groups of both words.
 #if QK_ISA == 2
-struct LineScales {  // from memory, for permutations take longer
+// As of_row, for the groups of both words; from memory, for permutations take longer.
+struct LineScales {
   float own[2][kStripe];
   const float *first, *second;
   QK_HD LineScales(const Packed& w, int64_t stripe, const int32_t* groups)
@@ -183,16 +183,8 @@ struct LineScales {  // from memory, for permutations take longer
     return {eight, eight};
   }
 };
-#else
-struct LineScales {
-  F first, second;
-  QK_HD LineScales(const Packed& w, int64_t stripe, const int32_t* groups) : first(of(w, stripe, groups[0])), second(of(w, stripe, groups[1])) {}
-  QK_HD static F of(const Packed& w, int64_t stripe, int64_t group) { return group < 0 ? F(0.0f) : scale_of(w, stripe, group); }
-  QK_HD F operator()(int g) const { return of_row(first, second, g); }
-};
-#endif
-#if QK_ISA == 512
-// As LineScales where both words have the same scales, for line g + j, j < 4, from the scales from row g on: by loads and one shuffle.
+#elif QK_ISA == 512
+// As of_row where both words have the same scales, for line g + j, j < 4, from the scales from row g on: by loads and one shuffle.
 struct FourLines {
   __m512 a, b;  // of rows g to g + 3, of rows g + 8 to g + 11
   QK_HD explicit FourLines(const float* scale)
@@ -293,8 +285,14 @@ template <int bits, class Levels, int kEach = Lines<bits>::kColumns> struct Alon
                 continue;
               }
 #endif
+#if QK_ISA == 2
               const LineScales scale(w, stripe, of);
               for (int g = 0; g < kLines; g++) end_segment(g, scale(first + g));
+#else
+              const auto scale = [&](int g) { return g < 0 ? F(0.0f) : scale_of(w, stripe, g); };
+              const F one = scale(of[0]), other = scale(of[1]);
+              for (int g = 0; g < kLines; g++) end_segment(g, of_row(one, other, first + g));
+#endif
             }
           }
         }
