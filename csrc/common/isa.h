@@ -11,7 +11,7 @@ bool has_vnni();  // whether the processor has the products of bytes of AVX-512
 bool has_vbmi();  // and its tables of bytes
 bool has_gfni();  // and products of bits
 // AMD's, as timed on Zen 4: where there are products of two pairs of bfloat16, they take no longer than those of float32; those of bits
-// take the place of those of bytes, as shifts do not.
+// take the place of those of bytes, as shifts do not. On Zen 3, without AVX-512, a permutation of floats takes as long as two of bytes.
 bool is_amd();
 
 // The implementation for isa(), from one per instruction set.
