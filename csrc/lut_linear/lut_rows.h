@@ -100,7 +100,12 @@ void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x,
     case 8: return each(1, direct<bits, Levels, 1, 8>);
   }
 #elif QK_ISA == 2
-  if (M == 2) return each(2, direct<bits, Levels, 2, 2>);
+  switch (M) {
+    case 2: return each(2, direct<bits, Levels, 2, 2>);
+    case 3: return each(1, direct<bits, Levels, 1, 3>);
+    case 4: return each(1, direct<bits, Levels, 1, 4>);
+    case 5: return each(1, direct<bits, Levels, 1, 5>);
+  }
 #endif
   for (; begin < end; begin += kPair) shared<bits, Levels>(w, begin, end, x, M, T, bias, y, sums);
 }
