@@ -40,7 +40,6 @@ The scales of padded rows are 0.
 """
 
 import dataclasses
-import functools
 import math
 
 import torch
@@ -113,10 +112,6 @@ class LutWeight:
         expected = (math.ceil(N / 16), K // self.group_size, 16)
         if self.scale.shape != expected:
             raise ValueError(f"LutWeight: scale must have shape {list(expected)}, got {list(self.scale.shape)}")
-
-    @functools.cached_property
-    def _matrix(self) -> tuple[int, int]:
-        return matrix_shape(self.shape)
 
     @classmethod
     def pack(

@@ -303,6 +303,47 @@ def test_a_packed_layer_keeps_its_grid_exact_under_casts():
     assert model.to("meta")[0].levels.device.type == "meta"
 
 
+def test_a_packed_layer_reads_its_tensors_where_they_are_now():
+    """A forward past nn.Module's attributes still sees what others put in their place."""
+
+    class Twice(nn.Module):
+        def forward(self, t):
+            return 2 * t
+
+    def layer() -> LutLinear:
+        made = LutLinear.from_quant(linear(qk.LSQ(bits=4)))
+        with torch.no_grad():
+            made.bias.copy_(randn(24, seed=5))
+        return made.requires_grad_(False)
+
+    x, plain = randn(3, 64, seed=1), layer()
+    y, product = plain(x), F.linear(x, plain.weight_lut.dequantize())
+    for name in ("levels", "bias"):  # a trained table is a parameter, which parametrize takes
+        parametrized = layer().train_table(scale=False) if name == "levels" else layer()
+        nn.utils.parametrize.register_parametrization(parametrized, name, Twice())
+        want = 2 * product + plain.bias if name == "levels" else product + 2 * plain.bias
+        torch.testing.assert_close(parametrized(x), want)
+
+    changed = layer()
+    changed.__class__ = type("Other", (LutLinear,), {"bias": property(lambda self: self._parameters["bias"] * 2)})
+    torch.testing.assert_close(changed(x), product + 2 * plain.bias)
+
+    class Doubled(dict):
+        def __getitem__(self, name):
+            return super().__getitem__(name) * 2
+
+    changed = layer()
+    changed.__dict__["_parameters"] = Doubled(changed._parameters)
+    torch.testing.assert_close(changed(x), product + 2 * plain.bias)
+
+    moved = layer()  # as a replica has them
+    bias = moved._parameters.pop("bias").detach()
+    moved.bias = bias
+    assert torch.equal(moved(x), y)
+    replaced = torch.func.functional_call(plain, {"levels": plain.levels * 2}, (x,))
+    torch.testing.assert_close(replaced, 2 * product + plain.bias)
+
+
 def test_a_packed_layer_trains_its_bias_and_input():
     """What an adapter on top of packed weights needs."""
     model, x = converted(), randn(3, 64).requires_grad_()

@@ -37,13 +37,16 @@ template <int bits> struct Lines {
     if constexpr (QK_ISA == 512 && bits == 4) __builtin_prefetch(line + 4096), __builtin_prefetch(line + 16384, 0, 2);
     else __builtin_prefetch(line + 2048);  // for 4 bits from memory that is too near, on Zen 4
   }
-  QK_HD I word(int64_t stripe, int64_t tile, int g, int) const { return load_words(at(stripe, tile) + g * 64); }
+  QK_HD I word(int64_t stripe, int64_t tile, int g, int) const {  // of nibbles
+    static_assert(bits == 4);
+    return load_words(at(stripe, tile) + g * 64);
+  }
   // body(i, g, codes) for the columns i < count of step s of n lines from `first` on; codes: an array, of 1 or kTurn lines from g on.
   template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
     const auto code = [&](I line, int i) QK_INLINE_LAMBDA { return Code{line, bits == 8 ? 8 * i : 4 * i + bits * s}; };
     I line[n];
     QK_UNROLL for (int g = 0; g < n; g++) line[g] = kept<count>(load_words(at(stripe, tile) + (first + g) * 64));
-    if constexpr (QK_ISA == 2 || bits == 8) {  // line by line, for what codes of a word share fills the registers (see Halves, Bytes)
+    if constexpr (QK_ISA == 2 || bits == 8) {  // line by line, for what codes of a word share fills the registers (see ByteTables, Bytes)
       QK_UNROLL for (int g = 0; g < n; g++)
         QK_UNROLL for (int i = 0; i < count; i++) {
           const Code one[] = {code(line[g], i)};
@@ -70,17 +73,17 @@ template <> struct Lines<3> {  // tiles are those of the plane of bits 0 and 1
     __builtin_prefetch(at(stripe, tile) + 2048 + g * 64);
     if (tile % 2 == 0) __builtin_prefetch(high.first + stripe * high.stride + tile * 256 + 1024 + g * 64);
   }
-  QK_HD I word(int64_t stripe, int64_t tile, int g, int s) const {  // of nibbles: bits 0 to 2 are the code
+  QK_HD I word(int64_t stripe, int64_t tile, int g, int s) const {  // bits 0 to 2 of a nibble are the code
     const I two = right(load_words(at(stripe, tile) + g * 64), 2 * s);
     const I one = load_words(high.first + stripe * high.stride + tile / 2 * 512 + g * 64);
     return choose(0x33333333u, two, left_by(repeat(one, int(tile % 2)), 2 - s, -s));
   }
   template <int n, int count = kColumns, class Body> QK_HD void codes(int64_t stripe, int64_t tile, int first, int s, Body&& body) const {
-    I word[n];
-    QK_UNROLL for (int g = 0; g < n; g++) word[g] = this->word(stripe, tile, first + g, s);
+    I words[n];
+    QK_UNROLL for (int g = 0; g < n; g++) words[g] = word(stripe, tile, first + g, s);
     QK_UNROLL for (int i = 0; i < count; i++)
       QK_UNROLL for (int g = 0; g < n; g++) {
-        const Code one[] = {{word[g], 4 * i}};
+        const Code one[] = {{words[g], 4 * i}};
         body(i, g, one);
       }
   }
@@ -170,13 +173,14 @@ QK_IN const float* scales_of(const Packed& w, int64_t stripe, int64_t group, flo
 }
 #endif
 #if QK_ISA == 2
-// As of_row, for the groups of both words; from memory, for permutations take longer.
+// For line g, the scale of each element's row, of the groups of both words; by loads, for permutations take longer.
 struct LineScales {
   float own[2][kStripe];
   const float *first, *second;
   QK_HD LineScales(const Packed& w, int64_t stripe, const int32_t* groups)
       : first(scales_of(w, stripe, groups[0], own[0])),
         second(groups[1] == groups[0] ? first : scales_of(w, stripe, groups[1], own[1])) {}
+  LineScales(const LineScales&) = delete;  // it points into itself
   QK_HD F operator()(int g) const {
     const auto row = [&](int r) QK_INLINE_LAMBDA { return _mm256_blend_ps(_mm256_broadcast_ss(first + r), _mm256_broadcast_ss(second + r), 0xaa); };
     const __m256 eight = _mm256_blend_ps(row(g), row(g + 8), 0xcc);

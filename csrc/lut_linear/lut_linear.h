@@ -29,7 +29,7 @@ struct Packed {
   int64_t G;             // K / group
   // What lut_linear, but not lut_linear_int, fills in:
   bool narrow = false;   // levels are bfloat16
-  bool bytes = false;    // this processor looks up bytes faster than it permutes floats, on AVX2
+  bool prefers_bytes = false;  // for AVX2: this processor looks up bytes faster than it permutes floats
   bool uniform = false;  // level c is base + step * c, product and sum rounded once together
   float base = 0, step = 0;
 };

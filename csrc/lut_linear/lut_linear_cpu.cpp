@@ -29,8 +29,8 @@ struct Weight {
     std::copy_n(w.levels, count, levels.begin());
     packed.levels = levels.data();
     packed.narrow = std::all_of(levels.begin(), levels.end(), [](float l) { return (qk::bits_of(l) & 0xffff) == 0; });
+    packed.prefers_bytes = qk::is_amd();  // as timed on Zen 3
     const float base = levels[0], step = levels[1] - levels[0];
-    packed.bytes = qk::is_amd();  // as timed on Zen 3
     packed.uniform = packed.bits == 8;
     for (int c = 0; c < count; c++) packed.uniform &= std::fma(float(c), step, base) == levels[c];
     packed.base = base, packed.step = step;
@@ -304,7 +304,7 @@ void linear(const Weight& w, qk::Given given, Rows rows) {
   if ((rows.M == 1 || tiles) && by_integers(w, bias, rows)) return;
   if ((tiles && by_tiles(w, bias, rows, rows.M)) || by_pairs(w, bias, rows)) return;
   if (rows.M > 1) return by_rows(w, bias, rows);
-  if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed), kUnit);
+  if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed), w.packed.bits <= 2 ? kUnit : 1);
   rows.left = {0};  // what pads that kernel's wider tiles would be NaN
   rows.finish(kLeastRows, [&](const Rows& both) { by_rows(w, bias, both); });
 }

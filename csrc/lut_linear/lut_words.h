@@ -98,8 +98,8 @@ QK_IN F of_row(F scale, F other, int g) QK_LANES(F, .v[i] = (i % 2 ? other : sca
 #endif
 // What some are: sixteen words from memory, and to memory at a multiple of 64; of each two words the first or second one, twice;
 // words at even and odd places shifted left, or right by what is negative (what is shifted out may come in again); and for a line
-// (see Lines) of rows g and g + 8, the scale of each element's row, from `scale` for the first words and `other` for the second ones (not
-// on AVX2).
+// (see Lines) of rows g and g + 8, the scale of each element's row, from `scale` for the first words and `other` for the second ones: of_row,
+// which AVX2 has no use for.
 
 // Lanes 0 to 7: a >> n, a >> (n + 4), ...; lanes 8 to 15 the same of b. And the bytes of 8 + 8.
 #if QK_ISA == 512
@@ -274,13 +274,13 @@ template <class Body> QK_IN void for_kind(const Packed& w, Body&& body) {
     case 2: return body(Kind<2, Table<2>>{});
     case 3:
 #if QK_ISA == 2
-      if (w.narrow && w.bytes) return body(Kind<3, ByteTables<3, 2>>{});
+      if (w.narrow && w.prefers_bytes) return body(Kind<3, ByteTables<3, 2>>{});
 #endif
       return body(Kind<3, Table<3>>{});
     case 4:
 #if QK_ISA == 2
       if (w.narrow) return body(Kind<4, ByteTables<4, 2>>{});
-      if (w.bytes) return body(Kind<4, ByteTables<4, 4>>{});
+      if (w.prefers_bytes) return body(Kind<4, ByteTables<4, 4>>{});
 #endif
       return body(Kind<4, Table<4>>{});
     case 8: return w.uniform ? body(Kind<8, Uniform>{}) : body(Kind<8, Table<8>>{});

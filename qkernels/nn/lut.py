@@ -68,11 +68,13 @@ class _Lut(nn.Module):
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """codes, levels, scale, bias. As attributes of a module they take as long as a small product."""
-        if not is_compiling():
-            own = {**self._parameters, **self._buffers}
+        if type(self) in _OWN and not is_compiling():
+            buffers, parameters = self._buffers, self._parameters
             try:
-                return own["codes"], own["levels"], own["scale"], own["bias"]
-            except KeyError:  # a replica, or parametrized
+                levels = buffers["levels"] if "levels" in buffers else parameters["levels"]
+                scale = buffers["scale"] if "scale" in buffers else parameters["scale"]
+                return buffers["codes"], levels, scale, parameters["bias"]
+            except KeyError:  # they are elsewhere: a replica
                 pass
         return self.codes, self.levels, self.scale, self.bias
 
@@ -262,3 +264,7 @@ def pack_weight(layer: QuantLinear | QuantConv2d) -> LutWeight:
     if wrong:
         raise ValueError(f"the packed weight must equal the trained quantized weight, got {wrong} values that differ")
     return packed
+
+
+# Whose attributes are what is registered; those of other classes, as of parametrized layers, may not be.
+_OWN = (LutLinear, LutConv2d)

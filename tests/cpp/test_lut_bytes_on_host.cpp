@@ -42,12 +42,12 @@ const LutAlone &alone_by_bytes = lut_alone_avx2, &alone_plainly = lut_alone_avx2
 const LutKernels &by_bytes = lut_avx2, &plainly = lut_avx2;
 #endif
 
-// factor: of the levels, which are whole numbers else; all have 24 bits of 1 + 2**-16.
+// factor: of the levels, which are whole numbers else; 1.2345678 fills all bytes of theirs.
 void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, float factor) {
   const Weight weight(bits, N, K, group, factor);
   const Packed without = weight.packed();
   Packed w = without;
-  w.narrow = factor == 1, w.bytes = true;
+  w.narrow = factor == 1, w.prefers_bytes = true;
   std::mt19937 random(unsigned(M + K));
   std::vector<float> x(M * K), bias(N);
   for (float& v : x) v = factor == 1 ? float(int(random() % 9) - 4) : float(random()) / 2e9f - 1;
@@ -66,7 +66,7 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, float factor)
 
 int main() {
   for (int bits : QK_ISA == 512 ? std::vector{8} : std::vector{3, 4})
-    for (float factor : {1.0f, 1 + 0x1p-16f})
+    for (float factor : {1.0f, 1.2345678f})
       for (int64_t M : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 26}) {
         for (int64_t K : {1, 7, 31, 33, 100, 129, 300}) run(bits, K % 40 + 1, K, K, M, factor);
         for (int64_t group : {32, 64, 128, 256}) run(bits, 70, 3 * group, group, M, factor);

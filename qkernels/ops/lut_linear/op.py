@@ -423,8 +423,8 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
         ValueError: x's last dimension is not K, bias not [N], two devices.
         NotImplementedError: the requested backend cannot run this call.
     """
-    if backend is None and not is_compiling() and isinstance(w, LutWeight):  # as linear; a call more is felt by small w
-        n, k = w._matrix
+    if backend is None and not is_compiling() and isinstance(w, LutWeight):  # as in linear, which is a call more
+        n, k = w.shape if len(w.shape) == 2 else matrix_shape(w.shape)
         y = _direct(x, w.codes, w.levels, w.scale, bias, w.bits, w.group_size, n, k, _MANY_ROWS)
         if y is not None:
             return y
