@@ -147,11 +147,12 @@ struct Rows {
 };
 
 // One row of x. Each thread spreads it, which takes less than to read what another core has written.
-void alone(const Weight& w, const float* bias, const Rows& rows, const qk::LutAlone& kernels, int64_t unit) {
+void alone(const Weight& w, const float* bias, const Rows& rows, const qk::LutAlone& kernels) {
   std::vector<float> x(rows.K);
   widen(rows.x, rows.dtype, rows.K, x.data());
   int64_t floats = 0, numbers = 0;
   kernels.room(w.packed, &floats, &numbers);
+  const int64_t unit = w.packed.bits <= 2 ? kUnit : 1;  // stripes share what is loaded of tables of nibbles
   over_stripes(w, 1, unit, [&] {
     static thread_local std::vector<uint8_t> memory;
     float* to = reinterpret_cast<float*>(qk::scratch(memory, (floats + numbers) * 4));
@@ -192,7 +193,7 @@ bool by_pairs(const Weight& w, const float* bias, Rows rows) {
   for (int64_t m = 0; m < rows.M; m++) fits[m] = fits_pairs(x + m * rows.K, rows.K, levels.least());
   if (rows.M == 1) {
     if (w.packed.bits == 1 || w.packed.bits == 8 || !fits[0]) return false;  // tables of nibbles, and integers, are faster
-    alone(w, bias, rows, kernels.alone, 1);
+    alone(w, bias, rows, kernels.alone);
     return true;
   }
   std::vector<uint32_t> memory;
@@ -304,7 +305,7 @@ void linear(const Weight& w, qk::Given given, Rows rows) {
   if ((rows.M == 1 || tiles) && by_integers(w, bias, rows)) return;
   if ((tiles && by_tiles(w, bias, rows, rows.M)) || by_pairs(w, bias, rows)) return;
   if (rows.M > 1) return by_rows(w, bias, rows);
-  if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed), w.packed.bits <= 2 ? kUnit : 1);
+  if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed));
   rows.left = {0};  // what pads that kernel's wider tiles would be NaN
   rows.finish(kLeastRows, [&](const Rows& both) { by_rows(w, bias, both); });
 }
