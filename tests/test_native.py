@@ -100,6 +100,7 @@ def test_integer_kernels_stay_in_their_memory(isa, needs, tmp_path):
     [
         ("0", set()),
         ("2", {"avx2", "fma", "f16c"}),
+        ("512 -DQK_WITHOUT_VNNI", AVX512),
         ("512", AVX512 | {"avx512_vnni"}),
         ("512 -DQK_TILES_IN_SOFTWARE", AVX512 | {"avx512_vnni"}),
         ("512 -DQK_TILES_IN_SOFTWARE -DQK_GFNI", AVX512 | {"avx512_vnni", "gfni"}),

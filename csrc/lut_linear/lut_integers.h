@@ -129,10 +129,11 @@ struct LutIntegersTurned {
   static bool takes(const Packed& w) { return LutIntegersEights::takes(w) || (w.bits == 3 && (w.group == w.K || w.group % 128 == 0)); }
 };
 
-// The same but for 8 bits, x of three digits, paired and marked. Needs AVX2.
+// The same but for 8 bits, x of up to `digits` digits, paired and marked. Needs AVX2, or AVX-512 without VNNI.
 struct LutIntegersBytes {
   decltype(LutIntegers::alone) alone;
-  static bool takes(const Packed& w, int digits) { return digits == 3 && w.bits < 8 && LutIntegersTurned::takes(w); }
+  int digits;
+  bool takes(const Packed& w, int of) const { return of <= digits && w.bits < 8 && LutIntegersTurned::takes(w); }
 };
 
 // Any rows, for tiles as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.

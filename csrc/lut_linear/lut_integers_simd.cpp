@@ -73,15 +73,16 @@ struct Sum {
   uint32_t lows() const { return low; }
 };
 #if QK_ISA == 2
-// Digits of the eight columns of octet t, paired; returns the bits of `lowest`.
-QK_IN uint8_t paired_octet(__m256i n, int t, uint8_t* to) {
+// `count` digits of the eight columns of octet t, paired; returns the bits of `lowest`.
+QK_IN uint8_t paired_octet(__m256i n, int count, int t, uint8_t* to) {
   const __m256i offset = _mm256_set1_epi32(0x808080);
   const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15));  // as for AVX-512
   const __m256i halves = _mm256_shuffle_epi8(_mm256_xor_si256(_mm256_add_epi32(n, offset), offset), order);
   const __m128i first = _mm256_castsi256_si128(halves), second = _mm256_extracti128_si256(halves, 1);
-  const __m128i low = _mm_unpacklo_epi16(first, second), high = _mm_unpackhi_epi16(first, second);  // quads of digits 0 and 1, of digit 2
-  const uint64_t digit[] = {uint64_t(_mm_cvtsi128_si64(low)), uint64_t(_mm_extract_epi64(low, 1)), uint64_t(_mm_cvtsi128_si64(high))};
-  for (int d = 0; d < 3; d++)
+  const __m128i low = _mm_unpacklo_epi16(first, second), high = _mm_unpackhi_epi16(first, second);  // quads of digits 0 and 1, of 2 and 3
+  const uint64_t digit[] = {uint64_t(_mm_cvtsi128_si64(low)), uint64_t(_mm_extract_epi64(low, 1)), uint64_t(_mm_cvtsi128_si64(high)),
+                            uint64_t(_mm_extract_epi64(high, 1))};
+  for (int d = 0; d < count; d++)
     for (int q = 0; q < 2; q++) {
       const uint32_t quad = uint32_t(digit[d] >> 32 * q);
       memcpy(to + d * 64 + (2 * t + q) * 8, &quad, 4);
@@ -99,7 +100,7 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const In
       const __m256i n = _mm256_cvtps_epi32(_mm256_loadu_ps(values + 8 * t));
       upper = _mm256_add_epi32(upper, _mm256_srai_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(0x8080)), 16));  // as the digits are
       all = _mm256_add_epi32(all, n);
-      *lowest |= paired_octet(n, t, to);
+      *lowest |= paired_octet(n, rows.digits, t, to);
     }
     const __m256i two = _mm256_hadd_epi32(upper, all), one = _mm256_hadd_epi32(two, two);
     const __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(one), _mm256_extracti128_si256(one, 1));

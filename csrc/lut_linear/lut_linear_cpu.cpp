@@ -263,8 +263,8 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   const bool eights = rows.M == 1 && !tiles && here.eights && qk::LutIntegersEights::takes(w.packed);
   const bool turned = rows.M == 1 && !tiles && here.turned && qk::LutIntegersTurned::takes(w.packed);
   const int digits = rows.dtype == 0 ? 4 : 3;
-  const bool bytes = rows.M == 1 && here.bytes && qk::LutIntegersBytes::takes(w.packed, digits);
-  const auto alone = eights ? here.eights : turned ? here.turned : bytes ? here.bytes : kernels->alone;
+  const bool bytes = rows.M == 1 && here.bytes && here.bytes->takes(w.packed, digits);
+  const auto alone = eights ? here.eights : turned ? here.turned : bytes ? here.bytes->alone : kernels->alone;
   static thread_local std::vector<uint8_t> memory;
   const auto part = [&](int64_t M) {
     return qk::IntegerRows{.M = M, .K = w.packed.K, .group = w.packed.group, .bits = w.packed.bits, .digits = digits,

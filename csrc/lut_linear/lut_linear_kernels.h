@@ -15,7 +15,7 @@ namespace qk {
 #ifdef __x86_64__
 extern const LutKernels lut_bytes_avx512;
 extern const LutAlone lut_bytes_alone_avx512;
-extern const LutIntegersBytes lut_integers_bytes_avx2;
+extern const LutIntegersBytes lut_integers_bytes_avx2, lut_integers_bytes_avx512;
 extern const LutIntegersEights lut_integers_eights_avx512;
 extern const LutIntegersTurned lut_integers_turned_avx512;
 inline bool has_bytes(const Packed& w) { return w.bits == 8 && !w.uniform && isa() >= kAvx512 && has_vbmi(); }
@@ -26,13 +26,13 @@ inline const LutKernels& lut_kernels_of(const Packed&) { return lut_kernels(); }
 inline const LutAlone& lut_alone_of(const Packed&) { return lut_alone_kernels(); }
 #endif
 
-// What multiplies integers, chosen at once: the layout of x is a matter of all. Without VNNI, AVX-512's kernels cannot run.
+// What multiplies integers, chosen at once: the layout of x is a matter of all. Without VNNI, of AVX-512's kernels only `bytes` can run.
 struct IntegersHere {
   const LutIntegers* kernels;
   decltype(LutIntegersAmx::linear) tiles = nullptr;  // where there are none
   decltype(LutIntegersEights::alone) eights = nullptr;
   decltype(LutIntegersTurned::alone) turned = nullptr;
-  decltype(LutIntegersBytes::alone) bytes = nullptr;
+  const LutIntegersBytes* bytes = nullptr;
 };
 inline IntegersHere integers_here() {
 #ifdef __x86_64__
@@ -42,7 +42,7 @@ inline IntegersHere integers_here() {
     return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, bits ? lut_integers_eights_avx512.alone : nullptr,
             bits ? nullptr : lut_integers_turned_avx512.alone};
   }
-  if (now >= kAvx2) return {&lut_integers_avx2, nullptr, nullptr, nullptr, lut_integers_bytes_avx2.alone};
+  if (now >= kAvx2) return {.kernels = &lut_integers_avx2, .bytes = now >= kAvx512 ? &lut_integers_bytes_avx512 : &lut_integers_bytes_avx2};
 #endif
   return {&lut_integers_scalar};
 }

@@ -1,12 +1,14 @@
 // lut_linear in integers, on the instruction set QK_ISA: the bits of its definition (csrc/lut_linear/lut_integers_simd.cpp), with 64-bit
-// integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too, with QK_GFNI the kernel for eight rows a register.
+// integers and doubles. With QK_TILES_IN_SOFTWARE the kernels for matrix tiles too, with QK_GFNI the kernel for eight rows a register; with
+// QK_WITHOUT_VNNI, of those for one row, only what needs no VNNI.
 #ifdef QK_GFNI
 #include "../../csrc/lut_linear/lut_integers_eights_simd.cpp"  // first, for lut_quads.h needs what it has in force
 #endif
 #include "../../csrc/lut_linear/lut_integers_simd.cpp"
 #if QK_ISA == 512
 #include "../../csrc/lut_linear/lut_integers_turned_simd.cpp"
-#elif QK_ISA == 2
+#endif
+#if QK_ISA
 #include "../../csrc/lut_linear/lut_integers_bytes_simd.cpp"
 #endif
 #ifdef QK_TILES_IN_SOFTWARE
@@ -18,11 +20,6 @@
 
 namespace {
 
-#ifdef QK_GFNI
-constexpr bool kGfni = true;
-#else
-constexpr bool kGfni = false;
-#endif
 template <class T> constexpr int kind = sizeof(T) == 4 ? 0 : std::is_same_v<T, half> ? 1 : 2;
 
 // A row of y: levels are n times unit, x integers below 2**(full + 1).
@@ -52,38 +49,41 @@ struct Given {
   const IntegerLevels levels;
   explicit Given(const Weight& w) : w(w), levels(w.levels.get(), int(w.levels.size), w.bits) {}
 
-  // The kernels for one row of so many digits: plain; turned and, with GFNI, eights; without AVX-512 bytes.
-  int ways([[maybe_unused]] int digits) const {
+  // A kernel for one row, and how it takes x.
+  struct Way {
+    decltype(LutIntegers::alone) alone = nullptr;  // null: those for tiles
+    bool paired = false, turned = false, marked = false;
+  };
+  std::vector<Way> ways([[maybe_unused]] int digits) const {  // of so many digits
+    std::vector<Way> all;
+    [[maybe_unused]] const qk::Packed packed = w.packed();
+#ifndef QK_WITHOUT_VNNI
+    all.push_back({alone});
 #if QK_ISA == 512
-    if (LutIntegersTurned::takes(w.packed())) return kGfni && LutIntegersEights::takes(w.packed()) ? 3 : 2;
-#elif QK_ISA == 2
-    if (LutIntegersBytes::takes(w.packed(), digits)) return 2;
-#endif
-    return 1;
-  }
-  static auto alone_by(int way) {
-#if QK_ISA == 512
-    if (way == 1) return lut_integers_turned_avx512.alone;
-#elif QK_ISA == 2
-    if (way == 1) return lut_integers_bytes_avx2.alone;
+    if (LutIntegersTurned::takes(packed)) all.push_back({.alone = lut_integers_turned_avx512.alone, .turned = true, .marked = true});
 #endif
 #ifdef QK_GFNI
-    if (way == 2) return lut_integers_eights_avx512.alone;
+    if (LutIntegersEights::takes(packed)) all.push_back({.alone = lut_integers_eights_avx512.alone, .paired = w.bits < 8});
 #endif
-    return alone;
+#endif
+#if QK_ISA
+    const LutIntegersBytes& bytes = QK_NAME(lut_integers_bytes);
+    if (bytes.takes(packed, digits)) all.push_back({.alone = bytes.alone, .paired = true, .marked = true});
+#endif
+    return all;
   }
 
-  // y of M rows, [M][N]; none of one row if it does not fit, and 0 in such a row of several. tiles: by the kernels for them; else by a way.
+  // y of M rows, [M][N]; none of one row if it does not fit, and 0 in such a row of several. By the kernels for tiles, or by a way.
   template <class T>
-  std::vector<float> product(const float* x, int64_t M, const float* bias, bool tiles, std::vector<char>* fits = nullptr, int way = 0) const {
+  std::vector<float> product(const float* x, int64_t M, const float* bias, const Way& way = {}, std::vector<char>* fits = nullptr) const {
+    const bool tiles = !way.alone;
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
-    const bool paired = QK_ISA == 2 ? way == 1 : way == 2 && w.bits < 8, turned = QK_ISA == 512 && way == 1;
     IntegerRows rows{.M = M, .K = w.K, .group = w.group, .bits = w.bits, .digits = kind<T> ? 3 : 4,
-                     .for_tiles = tiles, .paired = paired, .turned = turned, .marked = way == 1};
+                     .for_tiles = tiles, .paired = way.paired, .turned = way.turned, .marked = way.marked};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
-    const int64_t used = QK_ISA == 512 || paired ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
+    const int64_t used = QK_ISA == 512 || way.paired ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
     std::fill(memory.get() + used, memory.get() + rows.bytes(), uint8_t(0xa5));
     std::vector<char> all(M);
     split(rows, levels, 0, M / 2, in.get(), kind<T>, all.data());
@@ -98,7 +98,7 @@ struct Given {
       if (tiles) linear(w.packed(), levels, begin, end, rows, bias, to, scratch.get());
       else
 #endif
-      alone_by(way)(w.packed(), levels, begin, end, rows, bias, to);
+      way.alone(w.packed(), levels, begin, end, rows, bias, to);
       for (int64_t i = 0; i < M * w.N; i++) {
         const int64_t stripe = i % w.N / 16;
         if (stripe >= begin && stripe < end) out[i] = part[i];
@@ -133,9 +133,9 @@ struct Given {
     };
     if (levels.affine && w.bits > 1)
       for (int64_t m = 0; m < M; m++)
-        for (int way = 0; way < ways(kind<T> ? 3 : 4); way++) check(product<T>(x.data() + m * w.K, 1, b, false, nullptr, way), m, 0);
+        for (const Way& way : ways(kind<T> ? 3 : 4)) check(product<T>(x.data() + m * w.K, 1, b, way), m, 0);
 #ifdef QK_TILES_IN_SOFTWARE
-    const std::vector<float> y = product<T>(x.data(), M, b, true);
+    const std::vector<float> y = product<T>(x.data(), M, b);
     for (int64_t m = 0; m < M; m++) check(y, m, m);
 #endif
   }
@@ -198,15 +198,15 @@ void which_rows_fit(float unit, float low, float high) {
   std::vector<char> fits;
   const char want[] = {0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1};
 #ifdef QK_TILES_IN_SOFTWARE
-  const std::vector<float> y = given.product<float>(x.data(), 12, nullptr, true, &fits);
+  const std::vector<float> y = given.product<float>(x.data(), 12, nullptr, {}, &fits);
   for (int m = 0; m < 12; m++) {
     CHECK(fits[m] == want[m]);
     if (!want[m]) for (int n = 0; n < 20; n++) CHECK(y[m * 20 + n] == 0);
   }
 #else
   for (int m = 0; m < 12; m++) {
-    for (int way = 0; way < given.ways(4); way++) {
-      given.product<float>(x.data() + m * 200, 1, nullptr, false, &fits, way);
+    for (const auto& way : given.ways(4)) {
+      given.product<float>(x.data() + m * 200, 1, nullptr, way, &fits);
       CHECK(fits[0] == want[m]);
     }
   }
