@@ -85,6 +85,7 @@ def need(wanted: set[str]) -> None:
     [
         ("0", set()),
         ("2", {"avx2", "fma", "f16c"}),
+        ("512 -DQK_WITHOUT_VNNI", AVX512),
         ("512", AVX512 | {"avx512_vnni"}),
         ("512 -DQK_TILES_IN_SOFTWARE", AVX512),
     ],

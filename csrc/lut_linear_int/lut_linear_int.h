@@ -65,7 +65,7 @@ struct ByteRows {
   int64_t held() const { return ((1 << 20) / K + most) / most * most; }  // rows to take at a time: what an L2 cache holds
 };
 
-// Columns of stripes [begin, end) of y [M, N] = step * (x w^T) + bias. AVX-512's kernels are null without VNNI's instruction.
+// Columns of stripes [begin, end) of y [M, N] = step * (x w^T) + bias.
 struct LutInt {
   void (*linear)(const Packed&, const ByteLevels&, int64_t begin, int64_t end, const ByteRows& x, const float* bias, float* y,
                  uint8_t* scratch);

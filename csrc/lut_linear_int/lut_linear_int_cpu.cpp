@@ -25,7 +25,7 @@ using torch::stable::Tensor;
 
 constexpr int64_t kTileRows = 5;  // of x, from where matrix tiles are faster
 
-// What multiplies, and how it takes x, chosen at once. Without VNNI, AVX-512's kernels cannot run.
+// What multiplies, and how it takes x, chosen at once.
 struct Kernel {
   decltype(qk::LutInt::linear) linear;
   int64_t most;
@@ -38,7 +38,7 @@ Kernel kernel_for(int64_t M, int64_t K, int64_t group) {
 #ifdef __x86_64__
   const qk::Isa now = qk::isa();
   if (now == qk::kAmx && M >= kTileRows) return {qk::lut_linear_int_amx_avx512, group % 64 == 0 || group == K ? 2 : 1};
-  if (now >= qk::kAvx512 && qk::has_vnni()) return Kernel(qk::lut_linear_int_avx512);
+  if (now >= qk::kAvx512) return Kernel(qk::has_vnni() ? qk::lut_linear_int_avx512 : qk::lut_linear_int_without_vnni_avx512);
   if (now >= qk::kAvx2) return Kernel(qk::lut_linear_int_avx2);
 #endif
   return Kernel(qk::lut_linear_int_scalar);
@@ -178,10 +178,12 @@ Tensor lut_linear_split(Tensor x, Tensor step, std::optional<Tensor> lower, std:
   return y;
 }
 
-// Whose kernels run; amx: from kTileRows rows on.
+// Whose kernels run; amx: from kTileRows rows on; avx512vnni: with VNNI.
 std::string lut_linear_int_isa() {
   const qk::Isa now = qk::isa();
-  return now == qk::kAmx ? "amx" : now >= qk::kAvx512 && qk::has_vnni() ? "avx512" : now >= qk::kAvx2 ? "avx2" : "scalar";
+  if (now == qk::kAmx) return "amx";
+  if (now >= qk::kAvx512) return qk::has_vnni() ? "avx512vnni" : "avx512";
+  return now >= qk::kAvx2 ? "avx2" : "scalar";
 }
 
 QK_EXPORT(cpu, lut_linear_int_isa, "() -> str")

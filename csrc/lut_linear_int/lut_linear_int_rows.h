@@ -7,8 +7,9 @@
 namespace {
 
 // ---------------------------------------------------------------- quads of products
-// sum += kQuads quads of weights times those of x. Signed x has unsigned weights.
-#if QK_ISA == 512
+// sum += kQuads quads of weights times those of x. Signed x has unsigned weights. Without VNNI's instruction, which a file says by
+// QK_WITHOUT_VNNI, AVX-512 does as AVX2.
+#if QK_ISA == 512 && !defined(QK_WITHOUT_VNNI)
 constexpr int kMost = 8, kDirect = 4, kQuads = 1;
 template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uint8_t* x) {
   if constexpr (x_signed) {
@@ -19,29 +20,41 @@ template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uin
     sum.v = _mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(four), w->v);
   }
 }
-#elif QK_ISA == 2
-constexpr int kMost = 4, kDirect = 2, kQuads = 4;
-template <bool is_signed> QK_IN __m256i odd_bytes(__m256i v) { return is_signed ? _mm256_srai_epi16(v, 8) : _mm256_srli_epi16(v, 8); }
-template <bool is_signed> QK_IN __m256i even_bytes(__m256i v) { return odd_bytes<is_signed>(_mm256_slli_epi16(v, 8)); }
+#elif QK_ISA
+#if QK_ISA == 512
+constexpr int kMost = 8, kDirect = 4, kQuads = 4, kHalves = 1;
+using Half = __m512i;  // of I
+QK_IN Half& half(I& a, int) { return a.v; }
+#define QK_MM(name) _mm512_##name
+#else
+constexpr int kMost = 4, kDirect = 2, kQuads = 4, kHalves = 2;
+using Half = __m256i;
+QK_IN Half& half(I& a, int h) { return a.v[h]; }
+#define QK_MM(name) _mm256_##name
+#endif
+template <bool is_signed> QK_IN Half odd_bytes(Half v) { return is_signed ? QK_MM(srai_epi16)(v, 8) : QK_MM(srli_epi16)(v, 8); }
+template <bool is_signed> QK_IN Half even_bytes(Half v) { return odd_bytes<is_signed>(QK_MM(slli_epi16)(v, 8)); }
 // wide: of 8 bits, whose products are of more than 16 bits; else a sum of sixteen is not.
 template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uint8_t* x) {
-  __m256i part[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  const auto add = [&](int h, Half a, Half b) QK_INLINE_LAMBDA { half(sum, h) = QK_MM(add_epi32)(half(sum, h), QK_MM(madd_epi16)(a, b)); };
+  I part = all(0);
   for (int q = 0; q < kQuads; q++) {
     int32_t four;
     memcpy(&four, x + 4 * q, 4);
-    const __m256i shared = _mm256_set1_epi32(four);
-    for (int h = 0; h < 2; h++) {
-      const __m256i v = w[q].v[h];
+    const Half shared = QK_MM(set1_epi32)(four);
+    I quad = w[q];
+    for (int h = 0; h < kHalves; h++) {
+      const Half v = half(quad, h);
       if constexpr (wide) {
-        sum.v[h] = _mm256_add_epi32(sum.v[h], _mm256_madd_epi16(even_bytes<!x_signed>(v), even_bytes<x_signed>(shared)));
-        sum.v[h] = _mm256_add_epi32(sum.v[h], _mm256_madd_epi16(odd_bytes<!x_signed>(v), odd_bytes<x_signed>(shared)));
+        add(h, even_bytes<!x_signed>(v), even_bytes<x_signed>(shared)), add(h, odd_bytes<!x_signed>(v), odd_bytes<x_signed>(shared));
       } else {
-        part[h] = _mm256_add_epi16(part[h], x_signed ? _mm256_maddubs_epi16(v, shared) : _mm256_maddubs_epi16(shared, v));
+        half(part, h) = QK_MM(add_epi16)(half(part, h), x_signed ? QK_MM(maddubs_epi16)(v, shared) : QK_MM(maddubs_epi16)(shared, v));
       }
     }
   }
-  for (int h = 0; h < 2 && !wide; h++) sum.v[h] = _mm256_add_epi32(sum.v[h], _mm256_madd_epi16(part[h], _mm256_set1_epi16(1)));
+  for (int h = 0; h < kHalves && !wide; h++) add(h, half(part, h), QK_MM(set1_epi16)(1));
 }
+#undef QK_MM
 #else
 constexpr int kMost = 1, kDirect = 0, kQuads = 1;
 template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uint8_t* x) {

@@ -1,6 +1,6 @@
 // Which kernel of lut_linear_int_rows.h is for which weight, and how many rows of x.
 #include "../common/simd.h"
-#if QK_ISA == 512
+#if QK_ISA == 512 && !defined(QK_WITHOUT_VNNI)
 QK_ALSO("avx512vnni")
 #endif
 #include "lut_linear_int_rows.h"
@@ -17,7 +17,7 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
             uint8_t* scratch) {
   for_bytes(w, levels, [&](auto of) {
     constexpr int bits = of.kBits, tables = of.kTables;
-    constexpr bool wide = QK_ISA == 2 && bits == 8 && tables == 0;
+    constexpr bool wide = kQuads == 4 && bits == 8 && tables == 0;
     const Direct few = levels.x_signed ? direct_of<bits, tables, true, wide, kDirect>(x.M) : direct_of<bits, tables, false, wide, kDirect>(x.M);
     if (few) few(w, levels, begin, end, x, bias, y);
     else shared<bits, tables, wide>(w, levels, begin, end, x, bias, y, scratch);
@@ -25,8 +25,11 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
 }
 
 }  // namespace
+#ifdef QK_WITHOUT_VNNI
+QK_KERNELS(LutInt, lut_linear_int_without_vnni, {linear, kMost})
+#else
 #if QK_ISA == 512
 QK_NO_MORE
 #endif
-
 QK_KERNELS(LutInt, lut_linear_int, {linear, kMost})
+#endif

@@ -1,11 +1,11 @@
 // The integer kernels of packed weights under the sanitizers, on the instruction set QK_ISA, with buffers of exactly the size that
 // lut_linear_int.h asks for, against the plain sums of segments. Scales, steps and biases are small powers of 2.
-// QK_TILES_IN_SOFTWARE: the kernel for matrix tiles, with its instructions in software.
+// QK_TILES_IN_SOFTWARE: the kernel for matrix tiles, with its instructions in software; QK_WITHOUT_VNNI: the one that needs no VNNI.
 #ifdef QK_TILES_IN_SOFTWARE
 #include "../../csrc/lut_linear_int/lut_linear_int_amx_simd.cpp"
 #else
 #include "../../csrc/common/simd.h"
-#if QK_ISA == 512
+#if QK_ISA == 512 && !defined(QK_WITHOUT_VNNI)
 QK_ALSO("avx512vnni")
 #endif
 #include "../../csrc/lut_linear_int/lut_linear_int_rows.h"
@@ -17,7 +17,7 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
             uint8_t* scratch) {
   for_bytes(w, levels, [&](auto of) {
     constexpr int bits = of.kBits, tables = of.kTables, M = bits <= kDirect ? bits : kDirect > 1 ? 2 : 1;
-    constexpr bool wide = QK_ISA == 2 && bits == 8 && tables == 0;
+    constexpr bool wide = kQuads == 4 && bits == 8 && tables == 0;
     if (x.M != M) return shared<bits, tables, wide>(w, levels, begin, end, x, bias, y, scratch);
     if (levels.x_signed) direct<bits, tables, true, wide, M>(w, levels, begin, end, x, bias, y);
     else direct<bits, tables, false, wide, M>(w, levels, begin, end, x, bias, y);
@@ -25,7 +25,7 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
 }
 
 }  // namespace
-#if QK_ISA == 512
+#if QK_ISA == 512 && !defined(QK_WITHOUT_VNNI)
 QK_NO_MORE
 #endif
 #endif

@@ -15,7 +15,7 @@ from qkernels.pack import LutWeight, matrix_shape
 from . import reference
 
 _DTYPES = (torch.int8, torch.uint8, *backends.FLOATS)  # of x
-FEW_ROWS = 8  # up to which integers always pay
+FEW_ROWS = 8  # up to which integers pay without AVX-512
 _op = backends.define(
     "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor? lower, Tensor? upper, int by, Tensor codes, "
     "Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, SymInt n, SymInt k, str backend) -> Tensor",
@@ -202,10 +202,11 @@ def linear(
 
 def pays(x: Tensor, levels: Tensor, bits: int) -> bool:
     """Whether ``linear`` is faster for such an x [..., k] than its quantizer and ``lut_linear``, as it was timed."""
-    if torch.ops.qkernels_cpu.lut_linear_int_isa() in ("amx", "avx512"):
+    isa = torch.ops.qkernels_cpu.lut_linear_int_isa()
+    if isa in ("amx", "avx512vnni"):
         return True
-    # Without AVX-512 VNNI, two sums (POST) and products of more than 16 bits take as long as those of floats.
-    return math.prod(x.shape[:-1]) <= FEW_ROWS or (bits <= 4 and reference.split(levels).b == 0)
+    # Without AVX-512 VNNI, two sums (POST) and products of more than 16 bits take as long as floats, or longer.
+    return (isa != "avx512" and math.prod(x.shape[:-1]) <= FEW_ROWS) or (bits <= 4 and reference.split(levels).b == 0)
 
 
 def refusal(levels: Tensor) -> str | None:
