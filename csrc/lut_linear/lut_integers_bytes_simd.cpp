@@ -13,38 +13,50 @@ namespace {
 using qk::IntegerLevels;
 using qk::IntegerRows;
 
-// turn(tile, t, rows), for t = 0 to 3 in turn: rows[h][t] are words 0 and 1 of octet t of eight rows: of row 4 h, of row 4 h + 8, of
-// row 4 h + 1 and so on. first_left: first words alone are shifted. products: of four codes of each word, below 128, and four digits: of
-// first words, of second ones; sums of two each. widened: both sums of each word, times `by`. added: first and second words, of rows in an
-// order that in_order ends.
+// Turned, asked for h = 0 and 1 of t = 0 to 3 in turn: words 0 and 1 of octet t of eight rows: of row 4 h, of row 4 h + 8, of row 4 h + 1
+// and so on. first_left: first words alone are shifted. products: of four codes of each word, below 128, and four digits: of first words,
+// of second ones (both_words); sums of two each. widened: both sums of each word, times `by`. added: first and second words, of rows in
+// an order that in_order ends.
 #if QK_ISA == 512
-QK_IN void turn(const uint8_t* tile, int t, I (&rows)[2][4]) {
-  if (t % 2) return;
-  four_rows(tile, 0, t / 2, rows), four_rows(tile, 1, t / 2, rows);
-}
+struct Turned {
+  I rows[2][4];
+  QK_HD I operator()(const uint8_t* tile, int h, int t) {
+    if (h == 0 && t % 2 == 0) four_rows(tile, 0, t / 2, rows), four_rows(tile, 1, t / 2, rows);
+    return rows[h][t];
+  }
+};
 QK_IN I first_left(I a, int n) { return {_mm512_sllv_epi32(a.v, _mm512_set1_epi64(n))}; }
-QK_IN I products(I codes, int64_t x) { return {_mm512_maddubs_epi16(codes.v, _mm512_set1_epi64(x))}; }
+QK_IN __m512i both_words(const uint8_t* x) {
+  int64_t both;
+  memcpy(&both, x, 8);
+  return _mm512_set1_epi64(both);
+}
+QK_IN I products(I codes, __m512i x) { return {_mm512_maddubs_epi16(codes.v, x)}; }
 QK_IN I add_halves(I a, I b) { return {_mm512_add_epi16(a.v, b.v)}; }
 QK_IN I widened(I halves, int16_t by) { return {_mm512_madd_epi16(halves.v, _mm512_set1_epi16(by))}; }
 QK_IN I added(const I (&words)[2]) {
   return I{word_out_of_order(words[0].v, words[1].v, 0)} + I{word_out_of_order(words[0].v, words[1].v, 1)};
 }
 #else
-QK_IN void turn(const uint8_t* tile, int t, I (&rows)[2][4]) {
-  const auto two = [&](int g) QK_INLINE_LAMBDA {
-    const __m128i* from = reinterpret_cast<const __m128i*>(tile + g * 64 + t * 16);
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(from)), _mm_loadu_si128(from + 4), 1);
-  };
-  for (int h = 0; h < 2; h++) rows[h][t] = {{two(4 * h), two(4 * h + 2)}};
-}
+struct Turned {
+  QK_HD I operator()(const uint8_t* tile, int h, int t) const {
+    const auto two = [&](int g) QK_INLINE_LAMBDA {
+      const __m128i* from = reinterpret_cast<const __m128i*>(tile + g * 64 + t * 16);
+      return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(from)), _mm_loadu_si128(from + 4), 1);
+    };
+    return {{two(4 * h), two(4 * h + 2)}};
+  }
+};
 QK_IN I first_left(I a, int n) {
   const __m256i counts = _mm256_set1_epi64x(n);
   return {{_mm256_sllv_epi32(a.v[0], counts), _mm256_sllv_epi32(a.v[1], counts)}};
 }
-QK_IN I products(I codes, int64_t x) {
-  const __m256i both = _mm256_set1_epi64x(x);
-  return {{_mm256_maddubs_epi16(codes.v[0], both), _mm256_maddubs_epi16(codes.v[1], both)}};
+QK_IN __m256i both_words(const uint8_t* x) {
+  int64_t both;
+  memcpy(&both, x, 8);
+  return _mm256_set1_epi64x(both);
 }
+QK_IN I products(I codes, __m256i x) { return {{_mm256_maddubs_epi16(codes.v[0], x), _mm256_maddubs_epi16(codes.v[1], x)}}; }
 QK_IN I add_halves(I a, I b) { return {{_mm256_add_epi16(a.v[0], b.v[0]), _mm256_add_epi16(a.v[1], b.v[1])}}; }
 QK_IN I widened(I halves, int16_t by) {
   const __m256i n = _mm256_set1_epi16(by);
@@ -61,7 +73,7 @@ QK_IN F in_order(F rows) {
 template <int bits, int digits>
 void bytes_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y) {
   constexpr int kWidth = bits == 3 ? 2 : bits;  // of the plane whose tiles are walked over
-  constexpr int kSteps = 4 / kWidth, kColumns = 64 * kSteps, kDigit = 64, kFirst = digits == 3;  // digit that is always multiplied
+  constexpr int kSteps = 4 / kWidth, kColumns = 64 * kSteps, kDigit = 64;
   static_assert(8 * kSteps * 2 * ((1 << bits) - 1) * 128 < 32768, "sums of a tile fit in 16 bits");
   const Plane<kWidth> plane(w.codes, w.K);
   const Plane<1> third(w.codes + (w.N + 15) / 16 * plane.stride, w.K);  // of 3 bits: a tile is as wide as two of the others
@@ -75,40 +87,47 @@ void bytes_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int64
     clear(high), clear(low);
     for (int64_t column = kColumns; column < w.K + kColumns; column += kColumns, tile += 512) {
       [[maybe_unused]] const int word = column / kColumns % 2 == 0;  // of the third bits
-      I rows[2][4], sum[digits][2];  // [digit][h]: sums of the tile in 16 bits
-      [[maybe_unused]] I thirds_of[2][4];
-      for (auto& digit : sum) clear(digit);
+      Turned turned;
+      [[maybe_unused]] Turned turned_thirds;
+      I digit_2[2], digit_1[2];  // [h]: sums of the tile in 16 bits
+      [[maybe_unused]] I digit_3[2], digit_0[2];  // of four
+      clear(digit_2), clear(digit_1), clear(digit_3), clear(digit_0);
       QK_UNROLL for (int t = 0; t < 4; t++) {
         for (int at = t * 128; at < (t + 1) * 128; at += 64) __builtin_prefetch(tile + at + 2048, 0, 3), __builtin_prefetch(tile + at + 8192, 0, 2);
         if (bits == 3) __builtin_prefetch(thirds + word * 256 + t * 64 + 4096, 0, 3);
-        turn(tile, t, rows);
-        if constexpr (bits == 3) {
-          turn(thirds, t, thirds_of);
-          for (int h = 0; h < 2; h++) thirds_of[h][t] = first_left(repeat(thirds_of[h][t], word), 2);
+        I words[2], third_bits[2];
+        QK_UNROLL for (int h = 0; h < 2; h++) {
+          words[h] = turned(tile, h, t);
+          if constexpr (bits == 3) third_bits[h] = first_left(repeat(turned_thirds(thirds, h, t), word), 2);
         }
         QK_UNROLL for (int s = 0; s < kSteps; s++) {
           I codes[2];
           QK_UNROLL for (int h = 0; h < 2; h++) {
-            codes[h] = s ? right(rows[h][t], kWidth * s) : rows[h][t];
-            if constexpr (bits == 3) codes[h] = choose(0x33333333u, codes[h], s ? right(thirds_of[h][t], s) : thirds_of[h][t]);
+            codes[h] = s ? right(words[h], kWidth * s) : words[h];
+            if constexpr (bits == 3) codes[h] = choose(0x33333333u, codes[h], s ? right(third_bits[h], s) : third_bits[h]);
           }
           QK_UNROLL for (int q = 0; q < 2; q++) {
-            int64_t quads[digits];  // of both words
-            for (int d = 0; d < digits; d++) memcpy(&quads[d], from + (s * digits + d) * kDigit + (2 * t + q) * 8, 8);
+            const uint8_t* const quads = from + s * digits * kDigit + (2 * t + q) * 8;
+            const auto x2 = both_words(quads + 2 * kDigit), x1 = both_words(quads + kDigit);
             I own[2];
             QK_UNROLL for (int h = 0; h < 2; h++) {
               own[h] = codes_of<bits>(codes[h], 4 * q);
-              QK_UNROLL for (int d = digits - 1; d >= kFirst; d--) sum[d][h] = add_halves(sum[d][h], products(own[h], quads[d]));
+              digit_2[h] = add_halves(digit_2[h], products(own[h], x2)), digit_1[h] = add_halves(digit_1[h], products(own[h], x1));
+              if constexpr (digits == 4) {
+                digit_3[h] = add_halves(digit_3[h], products(own[h], both_words(quads + 3 * kDigit)));
+                digit_0[h] = add_halves(digit_0[h], products(own[h], both_words(quads)));
+              }
             }
-            if (kFirst == 1 && __builtin_expect(lowest[s] >> (2 * t + q) & 1, 0))
-              QK_UNROLL for (int h = 0; h < 2; h++) low[h] = low[h] + widened(products(own[h], quads[0]), 1);
+            if constexpr (digits == 3)
+              if (__builtin_expect(lowest[s] >> (2 * t + q) & 1, 0))
+                QK_UNROLL for (int h = 0; h < 2; h++) low[h] = low[h] + widened(products(own[h], both_words(quads)), 1);
           }
         }
       }
       from += kSteps * digits * kDigit, lowest += kSteps;
       for (int h = 0; h < 2; h++) {
-        high[h] = high[h] + widened(sum[2][h], 1), low[h] = low[h] + widened(sum[1][h], 256);
-        if constexpr (digits == 4) high[h] = high[h] + widened(sum[3][h], 256), low[h] = low[h] + widened(sum[0][h], 1);
+        high[h] = high[h] + widened(digit_2[h], 1), low[h] = low[h] + widened(digit_1[h], 256);
+        if constexpr (digits == 4) high[h] = high[h] + widened(digit_3[h], 256), low[h] = low[h] + widened(digit_0[h], 1);
       }
       if (bits == 3 && word) thirds += 512;
       if (column < place.stop) continue;

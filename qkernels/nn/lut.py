@@ -152,9 +152,9 @@ class LutLinear(_Lut):
 
         On a CPU, for float32 activations, without gradients (under ``torch.no_grad()``: a bias that trains asks for
         them), autocast or a graph, the quantizer and the product are then one call of ``lut_linear_int``, whose sums of
-        up to 4096 columns of a group are exact. Elsewhere, where ``lut_linear`` is faster (without AVX-512 VNNI, of
-        POST or 8 bits: more than 8 rows, with AVX-512 any), where the quantizer has hooks, and once the levels are no
-        longer for it, the layer goes on as before, with sums that may differ in their last bits.
+        up to 4096 columns of a group are exact. Elsewhere, where ``lut_linear`` is faster (without AVX-512 VNNI, POST
+        or 8 bits: on AVX-512 for any number of rows, on AVX2 for more than 8), where the quantizer has hooks, and once
+        the levels are no longer for it, the layer goes on as before, with sums that may differ in their last bits.
 
         Raises:
             ValueError: the activation quantizer is not LSQ's, DAQ's or ASQ's, or its integers need 9 bits (DAQ's of 8
