@@ -7,7 +7,7 @@ namespace qk {
 // kAmx has AVX-512 VBMI and GFNI too.
 enum Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 Isa isa();
-bool has_vnni();  // whether the processor has the products of bytes of AVX-512
+bool has_vnni();  // whether the processor has AVX-512 VNNI: sums of products of bytes
 bool has_vbmi();  // and its tables of bytes
 bool has_gfni();  // and products of bits
 // AMD's, as timed on Zen 4: where there are products of two pairs of bfloat16, they take no longer than those of float32; those of bits

@@ -133,7 +133,7 @@ struct LutIntegersTurned {
 struct LutIntegersBytes {
   decltype(LutIntegers::alone) alone;
   int digits;
-  bool takes(const Packed& w, int of) const { return of <= digits && w.bits < 8 && LutIntegersTurned::takes(w); }
+  bool takes(const Packed& w, int count) const { return count <= digits && w.bits < 8 && LutIntegersTurned::takes(w); }
 };
 
 // Any rows, for tiles as AVX-512's kernel splits them, and all levels that fit. Null without the instructions.

@@ -99,11 +99,13 @@ void linear_stripes(const Packed& w, int64_t begin, int64_t end, const float* x,
     case 7: return each(1, direct<bits, Levels, 1, 7>);
     case 8: return each(1, direct<bits, Levels, 1, 8>);
   }
-  if constexpr (bits < 8) switch (M) {  // a table of 8 bits takes sixteen registers
-    case 9: return each(1, direct<bits, Levels, 1, 9>);
-    case 10: return each(1, direct<bits, Levels, 1, 10>);
-    case 11: return each(1, direct<bits, Levels, 1, 11>);
-    case 12: return each(1, direct<bits, Levels, 1, 12>);
+  if constexpr (bits < 8) {  // of 8 bits a table takes sixteen registers, and what needs none was not timed
+    switch (M) {
+      case 9: return each(1, direct<bits, Levels, 1, 9>);
+      case 10: return each(1, direct<bits, Levels, 1, 10>);
+      case 11: return each(1, direct<bits, Levels, 1, 11>);
+      case 12: return each(1, direct<bits, Levels, 1, 12>);
+    }
   }
 #elif QK_ISA == 2
   switch (M) {

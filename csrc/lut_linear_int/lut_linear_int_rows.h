@@ -66,10 +66,11 @@ template <bool x_signed, bool wide> QK_IN void dot(I& sum, const I* w, const uin
 }
 #endif
 // kMost: rows of x whose sums are in registers; kDirect: up to which they meet weights that have not been in memory.
+template <int bits, int tables> constexpr bool kWide = kQuads == 4 && bits == 8 && tables == 0;  // see dot
 
 // Sums of M rows of x.
 template <bool x_signed, bool wide, int M> struct Sums8 {
-  static constexpr int kChains = QK_ISA == 512 && M < 4 ? 4 / M : 1;  // so that one addition need not wait for the other
+  static constexpr int kChains = QK_ISA == 512 && kQuads == 1 && M < 4 ? 4 / M : 1;  // so that one addition need not wait for the other
   I sum[M][kChains];
   QK_HD void clear() {
     QK_UNROLL for (int m = 0; m < M; m++)

@@ -17,7 +17,7 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
             uint8_t* scratch) {
   for_bytes(w, levels, [&](auto of) {
     constexpr int bits = of.kBits, tables = of.kTables;
-    constexpr bool wide = kQuads == 4 && bits == 8 && tables == 0;
+    constexpr bool wide = kWide<bits, tables>;
     const Direct few = levels.x_signed ? direct_of<bits, tables, true, wide, kDirect>(x.M) : direct_of<bits, tables, false, wide, kDirect>(x.M);
     if (few) few(w, levels, begin, end, x, bias, y);
     else shared<bits, tables, wide>(w, levels, begin, end, x, bias, y, scratch);

@@ -60,6 +60,15 @@ struct Weight {
         else put_code(0, bits, n, k, c);
       }
   }
+  void fill(int c) {  // the same code everywhere
+    std::memset(codes.get(), 0, codes.size);
+    for (int64_t n = 0; n < N; n++)
+      for (int64_t k = 0; k < K; k++) {
+        code[n * K + k] = c;
+        if (bits == 3) put_code(0, 2, n, k, c & 3), put_code(plane_bytes(N, K, 2), 1, n, k, c >> 2);
+        else put_code(0, bits, n, k, c);
+      }
+  }
   // Ones in all bits of the columns that pad the last tiles: no product depends on them.
   void fill_padding() {
     for (int p : bits == 3 ? std::vector<int>{2, 1} : std::vector<int>{bits})

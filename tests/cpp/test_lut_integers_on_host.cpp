@@ -68,7 +68,10 @@ struct Given {
 #endif
 #if QK_ISA
     const LutIntegersBytes& bytes = QK_NAME(lut_integers_bytes);
-    if (bytes.takes(packed, digits)) all.push_back({.alone = bytes.alone, .paired = true, .marked = true});
+    const bool whole = w.bits > 1 && w.bits < 8 && (w.group == w.K || w.group % (w.bits == 3 ? 128 : 256 / w.bits) == 0);  // tiles a group
+    CHECK(bytes.takes(packed, digits) == (whole && (digits == 3 || QK_ISA == 512)));
+    // Of four digits on AVX2 too, which splits x for AVX-512's kernel where there is no VNNI.
+    if (whole) all.push_back({.alone = digits > bytes.digits ? bytes_of<4> : bytes.alone, .paired = true, .marked = true});
 #endif
     return all;
   }
@@ -122,7 +125,20 @@ struct Given {
     }
     for (float& v : bias) v = float(int(random() % 9) - 4);
     for (int64_t k = 0; k < std::min<int64_t>(w.K, 128); k++) x[k] = 0;  // a segment of nothing
-    const float* b = M % 2 ? bias.data() : nullptr;
+    rows<T>(n, unit, x, M % 2 ? bias.data() : nullptr);
+  }
+
+  // The same of rows whose lower digits are all -128, or all 127.
+  template <class T> void largest(const std::vector<int64_t>& n, float unit) const {
+    for (const float v : {kind<T> ? -1.0f : -float(0x808080) * 0x1p-23f, kind<T> ? 127.0f / 128 : float(0x7f7f7f) * 0x1p-23f}) {
+      std::vector<float> x(w.K, v);
+      for (int64_t k = 0; k < w.K; k += 128) x[k] = 64;  // by which a segment is scaled
+      rows<T>(n, unit, x, nullptr);
+    }
+  }
+
+  template <class T> void rows(const std::vector<int64_t>& n, float unit, const std::vector<float>& x, const float* b) const {
+    const int64_t M = int64_t(x.size()) / w.K;
     const auto check = [&](const std::vector<float>& y, int64_t m, int64_t at) {
       const std::vector<float> want = defined(w, n, unit, x.data() + m * w.K, b, kind<T> ? 21 : 29);
       for (int64_t i = 0; i < w.N; i++) {
@@ -152,6 +168,16 @@ void affine(int bits, int64_t N, int64_t K, int64_t group, int64_t base, int64_t
   given.numbers<float>(n, unit, 1 + K % 3);
   given.numbers<half>(n, unit, 1);
   given.numbers<bfloat>(n, unit, 6);
+}
+
+// The largest sums of bytes.
+void largest(int bits) {
+  Weight w(bits, 20, 300, 300);
+  std::vector<int64_t> n;
+  for (int64_t c = 0; c < w.levels.size; c++) n.push_back(c), w.levels[c] = float(c);
+  w.fill(int(w.levels.size) - 1);
+  const Given given(w);
+  given.largest<float>(n, 1), given.largest<half>(n, 1), given.largest<bfloat>(n, 1);
 }
 
 // Levels of any kind, -127 to 127 units.
@@ -221,6 +247,7 @@ int main() {
     for (int64_t K : {1, 31, 33, 70, 129, 300}) affine(bits, K % 40 + 1, K, K, -count / 2, 1, 1);
     for (int64_t group : {32, 64, 96, 128, 192, 256}) affine(bits, 35, 3 * group, group, 1 - count, 2, 0.125f);
     affine(bits, 50, 4 * 96, 96, 0, 1, 0x1.8p-20f);
+    largest(bits);
     affine(bits, 17, 640, 640, bits == 8 ? 0 : -1, -1, 3);
     if (bits == 8) continue;
     for (int64_t group : {32, 64, 160, 256}) if (bits > 1) by_table(bits, 35, 3 * group, group, 0.75f);

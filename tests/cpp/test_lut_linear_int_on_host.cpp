@@ -17,7 +17,7 @@ void linear(const Packed& w, const ByteLevels& levels, int64_t begin, int64_t en
             uint8_t* scratch) {
   for_bytes(w, levels, [&](auto of) {
     constexpr int bits = of.kBits, tables = of.kTables, M = bits <= kDirect ? bits : kDirect > 1 ? 2 : 1;
-    constexpr bool wide = kQuads == 4 && bits == 8 && tables == 0;
+    constexpr bool wide = kWide<bits, tables>;
     if (x.M != M) return shared<bits, tables, wide>(w, levels, begin, end, x, bias, y, scratch);
     if (levels.x_signed) direct<bits, tables, true, wide, M>(w, levels, begin, end, x, bias, y);
     else direct<bits, tables, false, wide, M>(w, levels, begin, end, x, bias, y);
@@ -48,8 +48,8 @@ template <class T> struct Memory {
   T& operator[](int64_t i) const { return data[i]; }
 };
 
-// tables: 0, evenly spaced levels; 1 or 2: by table, even or even and odd.
-void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signed, int tables) {
+// tables: 0, evenly spaced levels; 1 or 2: by table, even or even and odd. extreme: the last code and the largest x everywhere.
+void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signed, int tables, bool extreme = false) {
   std::mt19937 random(unsigned(bits + N + K + M));
   const int64_t stripes = (N + 15) / 16, G = K / group, p = bits == 3 ? 2 : bits;
   const auto tiles = [&](int64_t p) { return (K * p + 255) / 256; };
@@ -73,7 +73,7 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
   }
   const qk::ByteLevels levels(even, odd, count, a, b, bits, is_signed);
   CHECK(levels.fit && (levels.tables == tables || (bits == 1 && levels.tables == 0)));
-  const auto code_of = [&](int64_t n, int64_t k) { return int((n * 7 + k * 13 + n * k) % count); };
+  const auto code_of = [&](int64_t n, int64_t k) { return extreme ? count - 1 : int((n * 7 + k * 13 + n * k) % count); };
   const auto pack = [&](uint8_t* plane, int p, int shift) {  // t16_offset of qkernels/pack.py
     const int64_t width = 256 / p;
     for (int64_t n = 0; n < N; n++)
@@ -93,7 +93,10 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool is_signe
   qk::ByteRows rows{M, K, group, most, depth, step.data};
   Memory<uint8_t> memory(rows.room());
   rows.place(memory.data);
-  const auto value = [&](int64_t m, int64_t k) { return int((m * 31 + k * 17) % 51) - (is_signed ? 25 : 0); };
+  const auto value = [&](int64_t m, int64_t k) {
+    if (extreme) return is_signed ? -128 : 255;
+    return int((m * 31 + k * 17) % 51) - (is_signed ? 25 : 0);
+  };
   for (int64_t m = 0; m < M; m++)
     for (int64_t k = 0; k < K; k++) {
       const int64_t i = k % 8, at = bits == 8 ? i : i % 2 * 4 + i / 2;  // in the order of Quads
@@ -176,6 +179,9 @@ int main() {
       for (int64_t M : counts)
         for (int kind = 0; kind < (bits == 1 ? 2 : 6); kind++)
           if (K < 4096 || (M > 8 && M < 48 && kind % 2)) run(bits, N, K, group, M, kind % 2, kind / 2);
+  for (int bits : {1, 4, 8})
+    for (int64_t M : counts)
+      for (int kind = 0; kind < (bits == 1 ? 2 : 6); kind++) run(bits, 17, 128, 64, M, kind % 2, kind / 2, true);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }
