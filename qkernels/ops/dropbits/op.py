@@ -1,7 +1,6 @@
 """DropBits: CPQ with gates on groups of levels (Lee et al. 2021, arXiv:2109.02100), and where the gates come from."""
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -124,7 +123,7 @@ def hard_concrete(logits: Tensor, *, seed: int | Tensor, training: bool = True) 
     wide = logits.to(torch.float64)
     if training:
         seed = torch.as_tensor(seed, dtype=torch.int64, device=logits.device).reshape(1)
-        u = _uniform(seed, logits.numel()).reshape(logits.shape).clamp(1e-6, 1 - 1e-6)
+        u = _uniform(seed, logits.numel(), "auto").reshape(logits.shape).clamp(1e-6, 1 - 1e-6)
         s = torch.sigmoid((u.log() - (1 - u).log() + wide) / _BETA)
     else:
         s = torch.sigmoid(wide)
@@ -153,12 +152,10 @@ def bit_penalty(logits: Tensor) -> Tensor:
     ).sum()
 
 
-@torch.library.custom_op("qkernels::uniform", mutates_args=())
-def _uniform(seed: Tensor, count: int) -> Tensor:
+def _splitmix(seed: Tensor, count: int) -> Tensor:
     """float64 [count] in [0, 1): SplitMix64 of seed, int64 [1], and position, in integer operations only.
 
-    A hash rather than torch's generators: those differ between devices, and hold a state. An op, which a compiler does
-    not look into: Inductor would compute it once more for the backward, from a seed that has moved on since.
+    A hash rather than torch's generators: those differ between devices, and hold a state.
     """
     if seed.device.type == "cpu" and seed.item() < 0:
         raise ValueError(f"hard_concrete: seed must be in [0, 2**63), got {seed.item()}")
@@ -171,12 +168,14 @@ def _uniform(seed: Tensor, count: int) -> Tensor:
     return _shift(z, 11).to(torch.float64) * 2.0**-53
 
 
-@_uniform.register_fake
-def _(seed: Tensor, count: int) -> Tensor:
-    return seed.new_empty(count, dtype=torch.float64)
-
-
-torch.library.register_vmap("qkernels::uniform", partial(backends.one_by_one, _uniform))
+# An op, which a compiler does not look into: Inductor would compute it once more for the backward, from a seed that has
+# moved on since.
+_uniform = backends.define(
+    "uniform(Tensor seed, SymInt count, str backend) -> Tensor",
+    fake=lambda seed, count, backend: seed.new_empty(count, dtype=torch.float64),
+    package=__package__,
+    auto=_splitmix,
+)
 
 
 def _signed(v: int) -> int:
