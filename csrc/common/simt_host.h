@@ -3,7 +3,6 @@
 // reverse, shuffled, or greedy, where a warp runs on to the next block barrier before another starts. A barrier that some
 // threads never reach is a deadlock, and throws.
 #pragma once
-#include <ucontext.h>
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -13,6 +12,9 @@
 #include <random>
 #include <stdexcept>
 #include <vector>
+#if !defined(__x86_64__) || !defined(__linux__)
+#include <ucontext.h>
+#endif
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
@@ -33,16 +35,70 @@ namespace simt {
 
 struct Index { unsigned x = 0, y = 0, z = 0; };
 enum Wait { kRun, kBlock, kWarp, kPoll };  // kPoll: for another thread to change memory
+constexpr size_t kStack = 16 << 10;
+
+#if defined(__x86_64__) && defined(__linux__)
+
+using Context = void*;  // the top of the stack of one that waits: the registers that a call keeps, and where it goes on
+
+// Goes on with `to`; `from` is where it was left. (swapcontext also tells the kernel of a signal mask, each time: that took most of
+// the time of a test.)
+extern "C" void simt_go_on(Context* from, Context to);
+asm(R"(
+  .pushsection .text
+  .weak simt_go_on
+  .type simt_go_on, @function
+simt_go_on:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+  .size simt_go_on, .-simt_go_on
+  .popsection
+)");
+inline void go_on(Context& from, Context& to) { simt_go_on(&from, to); }
+// `context` is to start entry, which does not return, on this stack of kStack bytes.
+inline void prepare(Context& context, char* stack, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(uintptr_t(stack + kStack) & ~uintptr_t(15)) - 8;  // aligned as after a call
+  std::fill(top, top + 8, nullptr);
+  top[6] = reinterpret_cast<void*>(entry);
+  context = top;
+}
+
+#else
+
+using Context = ucontext_t;
+inline void go_on(Context& from, Context& to) { swapcontext(&from, &to); }
+inline void prepare(Context& context, char* stack, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = kStack;
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+
+#endif
+
 struct Lane {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack;
   bool done = false;
   Wait wait = kRun;
 };
-constexpr size_t kStack = 16 << 10;
 
 inline std::vector<Lane> lanes;
-inline ucontext_t home;
+inline Context home;
 inline unsigned current = 0;
 inline std::function<void()> body;
 inline unsigned char slots[1024][64];  // what a warp collective exchanges, one slot a thread
@@ -55,13 +111,13 @@ inline Order order = kForward;
 inline void yield(Wait why) {
   const unsigned me = current;
   lanes[me].wait = why;
-  swapcontext(&lanes[me].context, &home);
+  go_on(lanes[me].context, home);
 }
 inline int lane() { return int(current & 31); }
 inline void entry() {
   body();
   lanes[current].done = true;
-  swapcontext(&lanes[current].context, &home);
+  go_on(lanes[current].context, home);
 }
 // A warp collective: every lane posts its value, then reads that of lane `source`.
 template <class T>
@@ -85,7 +141,7 @@ inline bool run_warp(unsigned begin, unsigned end, std::mt19937& random) {
     if (!lanes[t].done && lanes[t].wait == kRun) {
       current = t;
       thread = {t};
-      swapcontext(&home, &lanes[t].context);
+      go_on(home, lanes[t].context);
       progress |= lanes[t].wait != kPoll;
     }
   const auto first = lanes.begin() + begin, last = lanes.begin() + end;
@@ -104,11 +160,7 @@ inline void run_block(unsigned count) {
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(l.stack.get(), kStack);  // the lane of the last block left its frames there
 #endif
-    getcontext(&l.context);
-    l.context.uc_stack.ss_sp = l.stack.get();
-    l.context.uc_stack.ss_size = kStack;
-    l.context.uc_link = nullptr;
-    makecontext(&l.context, entry, 0);
+    prepare(l.context, l.stack.get(), entry);
   }
   std::vector<unsigned> warps((count + 31) / 32);
   std::iota(warps.begin(), warps.end(), 0u);

@@ -56,34 +56,30 @@ inline void products_commit() {}
 template <int N>
 void products_wait() {}
 
+inline float wide_columns[32][kWide][16];  // of each warp: b as floats
+
 // d [64, 128] (+)= a [64, 16] b [16, 128]: of each warp, 16 rows; fragments as those of mma.m16n8k16, d of 16 tiles of 8 columns.
 template <class T>
 void multiply_wide(float (&d)[kWide / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
-  std::memcpy(simt::slots[simt::current], &a, sizeof a);
+  float mine[8], rows[2][16];
+  to_floats<T>(a, mine);
+  std::memcpy(simt::slots[simt::current], mine, sizeof mine);
+  auto& columns = wide_columns[simt::current / 32];
+  const uint32_t start = uint32_t(b & 0x3fff) << 4, eight = uint32_t(b >> 32 & 0x3fff) << 4;
+  for (int n = simt::lane(); n < kWide; n += 32)
+    for (int piece = 0; piece < 2; piece++) {
+      const uint32_t at = start + n / 8 * eight + n % 8 * 128 + piece * 16;
+      uint32_t words[4];
+      std::memcpy(words, simt::shared.get() + (at ^ (at >> 7 & 7) << 4), sizeof words);
+      to_floats<T>(words, columns[n] + 8 * piece);
+    }
   simt::yield(simt::kWarp);
   const int g = simt::lane() / 4, t = simt::lane() % 4;
-  const uint32_t start = uint32_t(b & 0x3fff) << 4, rows = uint32_t(b >> 32 & 0x3fff) << 4;
-  const auto of_b = [&](int n, int k) {
-    uint32_t at = start + n / 8 * rows + n % 8 * 128 + k * 2;
-    at ^= (at >> 7 & 7) << 4;
-    T v;
-    std::memcpy(&v, simt::shared.get() + at, sizeof v);
-    return to_float(v);
-  };
-  float weight[2][16];
-  for (int k = 0; k < 8; k++) {  // pairs of the 16
-    uint32_t of[4];
-    std::memcpy(of, simt::slots[(simt::current & ~31u) + 4 * g + k % 4], sizeof of);
-    for (int row = 0; row < 2; row++)
-      for (int half = 0; half < 2; half++) weight[row][2 * k + half] = to_float(T{uint16_t(of[row + k / 4 * 2] >> (16 * half))});
+  rows_of_warp(g, rows);
+  for (int i = 0; i < kWide / 2; i++) {
+    const int column = i / 4 * 8 + 2 * t + i % 2;
+    d[i] = add_products(add ? d[i] : 0, rows[i / 2 % 2], columns[column]);
   }
-  for (int j = 0; j < kWide / 8; j++)
-    for (int column = 0; column < 2; column++)
-      for (int row = 0; row < 2; row++) {
-        float sum = add ? d[4 * j + 2 * row + column] : 0;
-        for (int k = 0; k < 16; k++) sum += weight[row][k] * of_b(8 * j + 2 * t + column, k);
-        d[4 * j + 2 * row + column] = sum;
-      }
   simt::yield(simt::kWarp);
 }
 
