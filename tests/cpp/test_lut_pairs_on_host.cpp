@@ -108,12 +108,16 @@ void run(int bits, int64_t N, int64_t K, int64_t group, int64_t M, bool integers
     if (M == 1) alone.linear(w, begin, end, spread.data(), groups.data(), bias.data(), {y.data(), 0});
     else qk::lut_pairs_avx512.linear(w, begin, end, pairs.data(), M, height, bias.data(), {y.data(), 0});
   }
+  std::vector<double> weights(N * K);
+  for (int64_t i = 0; i < N * K; i++) weights[i] = p.weight(i / K, i % K);
   for (int64_t m = 0; m < M; m++)
     for (int64_t n = 0; n < N; n++) {
       double want = bias[n], size = 0;
+      const double* const row = weights.data() + n * K;
+      const float* const of_x = x.data() + m * K;
       for (int64_t k = 0; k < K; k++) {
-        want += p.weight(n, k) * x[m * K + k];
-        size += std::fabs(p.weight(n, k) * x[m * K + k]);
+        const double product = row[k] * of_x[k];
+        want += product, size += std::fabs(product);
       }
       if (M == 1) CHECK(y[n] == in_its_order(p, x.data(), n, bias[n]));
       if (integers) CHECK(y[m * N + n] == float(want));
