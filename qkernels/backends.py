@@ -59,29 +59,26 @@ def define(
     """Register ``torch.ops.qkernels.<op>`` and return a function that calls it; a second time is harmless.
 
     schema: ``"lsq_fwd(Tensor x, ..., str backend) -> Tensor"``.
-    fake: the same arguments -> tensors of the right shape, dtype and device (no data).
+    fake: the same arguments -> tensors of the right shape, strides and dtype (no data), on the meta device.
     package: ``__package__`` of the op's folder, where ``triton.py`` may lie.
     reference: the op in plain PyTorch, for ops that an exported graph holds. They take the backend "auto" too, which
         each call resolves anew by its first tensor: a graph exported on a CPU runs on a GPU.
-    auto: for an op that is made of others, which choose: its one backend is "auto", and no table of backends has it.
+    auto: all there is of an op that has no kernels of its own. Its one backend is "auto"; no table of backends has it.
     """
     op = schema.split("(")[0]
     if op in _CALLS:
         return _CALLS[op]
-    kernels = _OPS[op] = {}
-    for backend in ("cpu", "cuda"):
-        namespace = getattr(torch.ops, f"qkernels_{backend}")
-        if HAS_COMPILED and hasattr(namespace, op):
-            kernels[backend] = getattr(namespace, op).default
-    if HAS_TRITON and (PACKAGE / "ops" / package.rsplit(".", 1)[-1] / "triton.py").exists():
-        kernels["triton"] = _late(f"{package}.triton", op)
-
-    if reference is not None:
-        kernels["reference"] = reference
-        kernels["auto"] = lambda x, *args: fastest(op, x)(x, *args)
-    if auto is not None:
-        kernels["auto"] = auto
-    else:
+    kernels = _OPS[op] = {} if auto is None else {"auto": auto}
+    if auto is None:
+        for backend in ("cpu", "cuda"):
+            namespace = getattr(torch.ops, f"qkernels_{backend}")
+            if HAS_COMPILED and hasattr(namespace, op):
+                kernels[backend] = getattr(namespace, op).default
+        if HAS_TRITON and (PACKAGE / "ops" / package.rsplit(".", 1)[-1] / "triton.py").exists():
+            kernels["triton"] = _late(f"{package}.triton", op)
+        if reference is not None:
+            kernels["reference"] = reference
+            kernels["auto"] = lambda x, *args: fastest(op, x)(x, *args)
         _note(op)
 
     def run(*args):

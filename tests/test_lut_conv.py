@@ -335,6 +335,20 @@ def test_it_compiles_whole_and_goes_through_torch_func(kernel, blocks):
     assert torch.func.vmap(gradient)(x[:0]).shape == each[:0].shape
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_it_compiles_after_images_of_one_pixel(last):
+    """Whose strides say little of their layout: the compiler must think of the same one as the next convolution."""
+    a, b = make(32, 64, 1, 1), make(32, 32, 3, 3)
+    x = randn(2, 64, 8, 8).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def net(x):
+        return qk.lut_conv2d(F.relu(qk.lut_conv2d(F.adaptive_avg_pool2d(x, 1), a)), b, padding=2) * 2
+
+    torch._dynamo.reset()
+    y = torch.compile(net, fullgraph=True, options={"fx_graph_cache": False})(x)
+    torch.testing.assert_close(y, net(x))
+
+
 def test_a_compiled_convolution_keeps_no_float_weight():
     """What a compiled forward hands to its backward."""
     w, x = make(64, 32, 3, 3, P=64), randn(1, 32, 4, 4).requires_grad_()

@@ -38,7 +38,7 @@ inline int fresh(int v) { return v; }
 inline void wait_for_previous_grid() {}
 inline void let_next_grid_start() {}
 
-// For what reads and writes the emulator's own memory only, and is most of the time of a test: no sanitizer looks at it.
+// For what reads and writes the emulator's own memory only, and takes most of the time of a test: no sanitizer looks at it.
 #define QK_UNCHECKED __attribute__((no_sanitize("address", "undefined")))
 
 // sum + a b, 16 products one after another.
@@ -51,31 +51,35 @@ template <class T, int N>
 void to_floats(const uint32_t (&words)[N], float* to) {
   for (int i = 0; i < 2 * N; i++) to[i] = to_float(T{uint16_t(words[i / 2] >> (16 * (i % 2)))});
 }
-// Row g of a fragment of a [16, 16], and row g + 8, from the lanes that have them: each its floats, posted first in its slot.
-QK_UNCHECKED inline void rows_of_warp(int g, float (&rows)[2][16]) {
+// What the lanes of a warp hold of a product's factors, as floats, is in their slots. From the four lanes from `first` on: rows g and
+// g + 8 of a [16, 16], whose eight values are the first there, or a column of b [16, 8], whose four values come after these.
+QK_UNCHECKED inline void rows_of_warp(int first, float (&rows)[2][16]) {
   for (int t = 0; t < 4; t++) {
     float of[8];
-    std::memcpy(of, simt::slots[(simt::current & ~31u) + 4 * g + t], sizeof of);
+    std::memcpy(of, simt::slots[(simt::current & ~31u) + first + t], sizeof of);
     for (int i = 0; i < 8; i++) rows[i / 2 % 2][i / 4 * 8 + 2 * t + i % 2] = of[i];
+  }
+}
+QK_UNCHECKED inline void column_of_warp(int first, float (&column)[16]) {
+  for (int t = 0; t < 4; t++) {
+    float of[12];
+    std::memcpy(of, simt::slots[(simt::current & ~31u) + first + t], sizeof of);
+    for (int i = 0; i < 4; i++) column[i / 2 * 8 + 2 * t + i % 2] = of[8 + i];
   }
 }
 
 // d [16, 8] += a [16, 16] b [16, 8], in the fragments of PTX's figure for mma.m16n8k16: lane 4 g + t holds rows g and g + 8 of a
 // and d, column g of b, and columns 2 t and 2 t + 1 of d.
 template <class T>
-QK_UNCHECKED void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  struct Fragments { float a[8], b[4]; } mine;
-  to_floats<T>(a, mine.a), to_floats<T>(b, mine.b);
-  std::memcpy(simt::slots[simt::current], &mine, sizeof mine);
+void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  float mine[12], rows[2][16], column[16];
+  to_floats<T>(a, mine), to_floats<T>(b, mine + 8);
+  std::memcpy(simt::slots[simt::current], mine, sizeof mine);
   simt::yield(simt::kWarp);
   const int g = simt::lane() / 4, t = simt::lane() % 4;
-  float rows[2][16], column[16];
-  rows_of_warp(g, rows);
+  rows_of_warp(4 * g, rows);
   for (int j = 0; j < 2; j++) {
-    for (int i = 0; i < 4; i++) {
-      std::memcpy(&mine, simt::slots[(simt::current & ~31u) + 4 * (2 * t + j) + i], sizeof mine);
-      for (int k = 0; k < 4; k++) column[k / 2 * 8 + 2 * i + k % 2] = mine.b[k];
-    }
+    column_of_warp(4 * (2 * t + j), column);
     for (int row = 0; row < 2; row++) d[2 * row + j] = add_products(d[2 * row + j], rows[row], column);
   }
   simt::yield(simt::kWarp);

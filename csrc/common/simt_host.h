@@ -41,8 +41,8 @@ constexpr size_t kStack = 16 << 10;
 
 using Context = void*;  // the top of the stack of one that waits: the registers that a call keeps, and where it goes on
 
-// Goes on with `to`; `from` is where it was left. (swapcontext also tells the kernel of a signal mask, each time: that took most of
-// the time of a test.)
+// Goes on with `to`; `from` is where it was left. (swapcontext would also tell the kernel of a signal mask, each time: most of the
+// time of a test. Not for shadow stacks, which are off unless asked for.)
 extern "C" void simt_go_on(Context* from, Context to);
 asm(R"(
   .pushsection .text

@@ -59,23 +59,31 @@ void products_wait() {}
 inline float wide_columns[32][kWide][16];  // of each warp: b as floats
 
 // d [64, 128] (+)= a [64, 16] b [16, 128]: of each warp, 16 rows; fragments as those of mma.m16n8k16, d of 16 tiles of 8 columns.
+// b is read when a lane comes, and again when its warp has: what changes it in between was let go on too early.
 template <class T>
 void multiply_wide(float (&d)[kWide / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
   float mine[8], rows[2][16];
   to_floats<T>(a, mine);
   std::memcpy(simt::slots[simt::current], mine, sizeof mine);
-  auto& columns = wide_columns[simt::current / 32];
   const uint32_t start = uint32_t(b & 0x3fff) << 4, eight = uint32_t(b >> 32 & 0x3fff) << 4;
-  for (int n = simt::lane(); n < kWide; n += 32)
-    for (int piece = 0; piece < 2; piece++) {
-      const uint32_t at = start + n / 8 * eight + n % 8 * 128 + piece * 16;
-      uint32_t words[4];
-      std::memcpy(words, simt::shared.get() + (at ^ (at >> 7 & 7) << 4), sizeof words);
-      to_floats<T>(words, columns[n] + 8 * piece);
-    }
+  uint32_t words[2][kWide / 32][2][4];  // of a quarter of the columns
+  const auto read = [&](uint32_t (&to)[kWide / 32][2][4]) {
+    for (int i = 0; i < kWide / 32; i++)
+      for (int piece = 0; piece < 2; piece++) {
+        const int n = i * 32 + simt::lane();
+        const uint32_t at = start + n / 8 * eight + n % 8 * 128 + piece * 16;
+        std::memcpy(to[i][piece], simt::shared.get() + (at ^ (at >> 7 & 7) << 4), sizeof to[i][piece]);
+      }
+  };
+  read(words[0]);
+  auto& columns = wide_columns[simt::current / 32];
+  for (int i = 0; i < kWide / 32; i++)
+    for (int piece = 0; piece < 2; piece++) to_floats<T>(words[0][i][piece], columns[i * 32 + simt::lane()] + 8 * piece);
   simt::yield(simt::kWarp);
+  read(words[1]);
+  if (std::memcmp(words[0], words[1], sizeof words[0])) throw std::runtime_error("memory that a product reads was written meanwhile");
   const int g = simt::lane() / 4, t = simt::lane() % 4;
-  rows_of_warp(g, rows);
+  rows_of_warp(4 * g, rows);
   for (int i = 0; i < kWide / 2; i++) {
     const int column = i / 4 * 8 + 2 * t + i % 2;
     d[i] = add_products(add ? d[i] : 0, rows[i / 2 % 2], columns[column]);

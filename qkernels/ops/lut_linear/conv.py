@@ -246,7 +246,8 @@ def _layout(channels_last: bool) -> torch.memory_format:
 
 def _fake(x, codes, levels, scale, bias, bits, group_size, shape, stride, padding, dilation, groups, backend):
     y = F.conv2d(x, x.new_empty(shape), None, stride, padding, dilation, groups)
-    return y.contiguous(memory_format=_layout(_is_last(x)))
+    # Not y.contiguous(...), which leaves the strides of 1x1 images as they are: without data not those of the kernel's.
+    return torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=_layout(_is_last(x)))
 
 
 def _fake_bwd(g, x, codes, levels, scale, bits, group_size, shape, size, last, *rest):
