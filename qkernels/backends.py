@@ -68,8 +68,10 @@ def define(
     op = schema.split("(")[0]
     if op in _CALLS:
         return _CALLS[op]
-    kernels = _OPS[op] = {} if auto is None else {"auto": auto}
-    if auto is None:
+    kernels = _OPS[op] = {}
+    if auto is not None:
+        kernels["auto"] = auto
+    else:
         for backend in ("cpu", "cuda"):
             namespace = getattr(torch.ops, f"qkernels_{backend}")
             if HAS_COMPILED and hasattr(namespace, op):
@@ -86,7 +88,7 @@ def define(
 
     _library.define(schema)
     _library.impl(op, run, "CompositeExplicitAutograd")
-    _library.impl(op, fake, "Meta")  # register_fake would look up source lines for each op, a tenth of the import
+    _library.impl(op, fake, "Meta")  # register_fake does the same, and looks up source lines: the import would wait
     overload = getattr(torch.ops.qkernels, op).default
     torch.library.register_vmap(f"qkernels::{op}", partial(one_by_one, overload), lib=_library)
 

@@ -246,7 +246,7 @@ def _layout(channels_last: bool) -> torch.memory_format:
 
 def _fake(x, codes, levels, scale, bias, bits, group_size, shape, stride, padding, dilation, groups, backend):
     y = F.conv2d(x, x.new_empty(shape), None, stride, padding, dilation, groups)
-    # Not y.contiguous(...), which leaves the strides of 1x1 images as they are: without data not those of the kernel's.
+    # Not y.contiguous(...): it leaves the strides of images of one pixel, and without data they are not the kernel's.
     return torch.empty(y.shape, dtype=y.dtype, device=y.device, memory_format=_layout(_is_last(x)))
 
 
