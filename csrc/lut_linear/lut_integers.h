@@ -79,7 +79,7 @@ struct IntegerRows {
   bool for_tiles;
   bool paired = false;  // one row of 2 to 4 bits, for LutIntegersEights and LutIntegersBytes
   bool turned = false;  // one row, for LutIntegersTurned: filled up to whole tiles of codes
-  bool marked = false;  // one row, for LutIntegersTurned and LutIntegersBytes: `lowest` is filled in
+  bool marked = paired || turned;  // one row: `lowest` is filled in
   int depth = paired || (for_tiles && (group % 64 == 0 || group == K)) ? 2 : 1;  // sub-blocks of 32 columns in a unit
   int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
   // columns that K is filled up to a multiple of
@@ -116,20 +116,20 @@ struct LutIntegers {
   void (*alone)(const Packed&, const IntegerLevels&, int64_t begin, int64_t end, const IntegerRows& x, const float* bias, Output y);
 };
 
-// As `alone`, of 2 bits (groups of a multiple of 128 columns, or the row), 4 bits (64) and 8 bits, x paired but of 8 bits, with the same
-// bits. Needs AVX-512 VNNI and GFNI.
+// As `alone`, of 2 bits (groups of a multiple of 128 columns, or the row), 4 bits (64) and 8 bits, x paired but of 8 bits, with the
+// same bits. Needs AVX-512 VNNI and GFNI.
 struct LutIntegersEights {
   decltype(LutIntegers::alone) alone;
   static bool takes(const Packed& w) { return w.bits == 8 || ((w.bits == 2 || w.bits == 4) && (w.group == w.K || w.group % (256 / w.bits) == 0)); }
 };
 
-// The same and 3 bits (128), x turned and marked. Needs AVX-512 VNNI.
+// The same and 3 bits (128), x turned. Needs AVX-512 VNNI.
 struct LutIntegersTurned {
   decltype(LutIntegers::alone) alone;
   static bool takes(const Packed& w) { return LutIntegersEights::takes(w) || (w.bits == 3 && (w.group == w.K || w.group % 128 == 0)); }
 };
 
-// The same but for 8 bits, x of up to `digits` digits, paired and marked. Needs AVX2, or AVX-512 without VNNI.
+// The same but for 8 bits, x of up to `digits` digits, paired. Needs AVX2, or AVX-512 without VNNI.
 struct LutIntegersBytes {
   decltype(LutIntegers::alone) alone;
   int digits;

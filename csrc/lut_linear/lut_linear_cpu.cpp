@@ -261,15 +261,14 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   if (!levels.fit || (!levels.affine && (!tiles || (rows.M == 1 && w.packed.bits == 2)))) return false;  // tables of nibbles are faster
   if (rows.M == 1 && levels.affine && (w.packed.bits <= 4 || here.eights || here.turned)) tiles = nullptr;  // they would be nearly empty
   const bool eights = rows.M == 1 && !tiles && here.eights && qk::LutIntegersEights::takes(w.packed);
-  const bool turned = rows.M == 1 && !tiles && here.turned && qk::LutIntegersTurned::takes(w.packed);
+  const bool turned = rows.M == 1 && !eights && !tiles && here.turned && qk::LutIntegersTurned::takes(w.packed);
   const int digits = rows.dtype == 0 ? 4 : 3;
   const bool bytes = rows.M == 1 && here.bytes && here.bytes->takes(w.packed, digits);
   const auto alone = eights ? here.eights : turned ? here.turned : bytes ? here.bytes->alone : kernels->alone;
   static thread_local std::vector<uint8_t> memory;
   const auto part = [&](int64_t M) {
     return qk::IntegerRows{.M = M, .K = w.packed.K, .group = w.packed.group, .bits = w.packed.bits, .digits = digits,
-                           .for_tiles = tiles != nullptr, .paired = bytes || (eights && w.packed.bits < 8), .turned = turned,
-                           .marked = bytes || turned};
+                           .for_tiles = tiles != nullptr, .paired = bytes || (eights && w.packed.bits < 8), .turned = turned};
   };
   for (int64_t m = 0, step = part(rows.M).held(); m < rows.M; m += step) {
     qk::IntegerRows x = part(std::min(step, rows.M - m));

@@ -40,7 +40,7 @@ inline IntegersHere integers_here() {
   if (now >= kAvx512 && has_vnni()) {
     const bool bits = has_gfni() && !is_amd();
     return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, bits ? lut_integers_eights_avx512.alone : nullptr,
-            bits ? nullptr : lut_integers_turned_avx512.alone};
+            lut_integers_turned_avx512.alone};
   }
   if (now >= kAvx2) return {.kernels = &lut_integers_avx2, .bytes = now >= kAvx512 ? &lut_integers_bytes_avx512 : &lut_integers_bytes_avx2};
 #endif

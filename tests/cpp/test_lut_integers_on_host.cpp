@@ -52,7 +52,7 @@ struct Given {
   // A kernel for one row, and how it takes x.
   struct Way {
     decltype(LutIntegers::alone) alone = nullptr;  // null: those for tiles
-    bool paired = false, turned = false, marked = false;
+    bool paired = false, turned = false;
   };
   std::vector<Way> ways([[maybe_unused]] int digits) const {  // of so many digits
     std::vector<Way> all;
@@ -60,7 +60,7 @@ struct Given {
 #ifndef QK_WITHOUT_VNNI
     all.push_back({alone});
 #if QK_ISA == 512
-    if (LutIntegersTurned::takes(packed)) all.push_back({.alone = lut_integers_turned_avx512.alone, .turned = true, .marked = true});
+    if (LutIntegersTurned::takes(packed)) all.push_back({.alone = lut_integers_turned_avx512.alone, .turned = true});
 #endif
 #ifdef QK_GFNI
     if (LutIntegersEights::takes(packed)) all.push_back({.alone = lut_integers_eights_avx512.alone, .paired = w.bits < 8});
@@ -71,7 +71,7 @@ struct Given {
     const bool whole = w.bits > 1 && w.bits < 8 && (w.group == w.K || w.group % (w.bits == 3 ? 128 : 256 / w.bits) == 0);  // tiles a group
     CHECK(bytes.takes(packed, digits) == (whole && (digits == 3 || QK_ISA == 512)));
     // Of four digits on AVX2 too, which splits x for AVX-512's kernel where there is no VNNI.
-    if (whole) all.push_back({.alone = digits > bytes.digits ? bytes_of<4> : bytes.alone, .paired = true, .marked = true});
+    if (whole) all.push_back({.alone = digits > bytes.digits ? bytes_of<4> : bytes.alone, .paired = true});
 #endif
     return all;
   }
@@ -83,7 +83,7 @@ struct Given {
     Memory<T> in(M * w.K), out(M * w.N);
     for (int64_t i = 0; i < M * w.K; i++) from_float(x[i], &in[i]);
     IntegerRows rows{.M = M, .K = w.K, .group = w.group, .bits = w.bits, .digits = kind<T> ? 3 : 4,
-                     .for_tiles = tiles, .paired = way.paired, .turned = way.turned, .marked = way.marked};
+                     .for_tiles = tiles, .paired = way.paired, .turned = way.turned};
     Memory<uint8_t> memory(rows.room());
     rows.place(memory.get());
     const int64_t used = QK_ISA == 512 || way.paired ? rows.tiles * rows.units * rows.height() * rows.stride() : rows.bytes();
