@@ -218,10 +218,11 @@ def resolve(name: str, x: Tensor, requested: str | None, dtypes: Sequence[torch.
     NotImplementedError with the reason. Otherwise "cpu" on a CPU, and on a GPU the first of "cuda" and "triton" that
     can and that a committed result marks as verified; else "reference".
     """
-    if requested := requested or asked():
-        if why := refusal(name, requested, x, dtypes):
-            raise NotImplementedError(f"{name} on {x.device}: {requested}: {why}")
-        return requested
+    if wanted := requested or asked():
+        if why := refusal(name, wanted, x, dtypes):
+            asking = "backend" if requested else "QKERNELS_BACKEND"
+            raise NotImplementedError(f"{name}: {asking}={wanted!r} cannot run: {why}")
+        return wanted
     if x.is_cpu:
         return "cpu" if x.dtype in dtypes and "cpu" in backends_of(name) else "reference"
     for backend in ("cuda", "triton") if x.is_cuda else ():

@@ -96,7 +96,11 @@ REFUSED = [
     (lambda: qk.channel_error(X, torch.ones(4), bits=4, dim=1), ValueError, r"step must have shape \[1\], got \[4\]"),
     (lambda: qk.channel_error(X, 0.3, bits=4, dim=1), TypeError, r"step must be a Tensor of shape \[P\], got float"),
     (lambda: qk.channel_error(X.int(), STEP, bits=4, dim=1), TypeError, "x must be a float tensor, got torch.int32"),
-    (lambda: qk.channel_error(X, STEP, bits=4, dim=1, backend="cuda"), NotImplementedError, "cuda: "),
+    (
+        lambda: qk.channel_error(X, STEP, bits=4, dim=1, backend="cuda"),
+        NotImplementedError,
+        "backend='cuda' cannot run: ",
+    ),
     (lambda: torch.ops.qkernels_cpu.channel_error(X.t(), STEP, 0, 3, 0), RuntimeError, "x must be contiguous"),
     (lambda: torch.ops.qkernels_cpu.channel_error(X, STEP, 0, 3, 2), RuntimeError, "dim must be a dimension"),
     (lambda: torch.ops.qkernels_cpu.channel_error(X, STEP, 1, 3, 1), RuntimeError, "between them, got 1 and 3"),

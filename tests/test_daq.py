@@ -95,7 +95,7 @@ def test_an_eps_in_the_temperature_is_the_papers(eps, most):
 
 def test_an_eps_is_for_the_reference():
     x, bounds = torch.randn(4), (-ONE, ONE)
-    with pytest.raises(NotImplementedError, match="daq: cpu: eps must be 0 but on the reference, got 0.01"):
+    with pytest.raises(NotImplementedError, match="daq: cpu cannot run: eps must be 0 but on the reference, got 0.01"):
         qk.daq(x, *bounds, bits=4, eps=0.01, backend="cpu")
     with pytest.raises(ValueError, match="daq: eps must be between 0 and 1, got -1"):
         qk.daq(x, *bounds, bits=4, eps=-1.0)

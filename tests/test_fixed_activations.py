@@ -164,7 +164,7 @@ def test_the_environments_backend_is_obeyed(monkeypatch):
         monkeypatch.setenv("QKERNELS_BACKEND", "reference")
         assert torch.equal(quantizer(x), want)
         monkeypatch.setenv("QKERNELS_BACKEND", "abacus")
-        with pytest.raises(NotImplementedError, match="lsq on cpu: abacus: no such backend"):
+        with pytest.raises(NotImplementedError, match="lsq: QKERNELS_BACKEND='abacus' cannot run: no such backend"):
             quantizer(x)
 
 

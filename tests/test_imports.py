@@ -38,7 +38,7 @@ def test_trains_without_triton_and_compiled_kernels():
         except NotImplementedError as e:
             print(e)
     """)
-    assert "lsq on cpu: cpu: the compiled kernels are not built" in out
+    assert "lsq: backend='cpu' cannot run: the compiled kernels are not built" in out
 
 
 def test_import_needs_torch_and_safetensors_only():

@@ -423,7 +423,7 @@ REFUSED = [
         ValueError,
         "all tensors must be on one device, got cpu, meta",
     ),
-    ((X, STEP, W), {"backend": "cuda"}, NotImplementedError, "lut_linear_int on cpu: cuda: "),
+    ((X, STEP, W), {"backend": "cuda"}, NotImplementedError, "lut_linear_int: backend='cuda' cannot run: "),
 ]
 
 

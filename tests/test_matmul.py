@@ -357,7 +357,7 @@ def test_the_graph_of_an_inference_call_says_auto():
 def test_an_explicit_backend_stays_in_the_graph_and_the_environment_is_obeyed(monkeypatch):
     w, x = make(24, 64), randn(2, 64)
     monkeypatch.setenv("QKERNELS_BACKEND", "abacus")
-    with pytest.raises(NotImplementedError, match="lut_linear on cpu: abacus: no such backend"):
+    with pytest.raises(NotImplementedError, match="lut_linear: QKERNELS_BACKEND='abacus' cannot run: no such backend"):
         qk.lut_linear(x, w)
     assert torch.equal(qk.lut_linear(x, w, backend="reference"), F.linear(x, w.dequantize()))
 
@@ -442,11 +442,11 @@ REFUSED = [
     (qk.lut_linear, (X, W, torch.zeros(24).int()), {}, TypeError, "bias must be a float tensor, got torch.int32"),
     (qk.lut_linear, (X, W, 1.0), {}, TypeError, "bias must be a float tensor, got float"),
     (qk.lut_linear, (X, W, torch.zeros(24, device="meta")), {}, ValueError, "bias and the weight .* got meta and cpu"),
-    (qk.lut_linear, (X, W), {"backend": "cuda"}, NotImplementedError, "lut_linear on cpu: cuda: "),
+    (qk.lut_linear, (X, W), {"backend": "cuda"}, NotImplementedError, "lut_linear: backend='cuda' cannot run: "),
     (qk.lut_dequantize, (torch.randn(2, 2),), {}, TypeError, "lut_dequantize: w must be a LutWeight, got Tensor"),
     (qk.lut_dequantize, (W, torch.int32), {}, TypeError, "dtype must be a float type .* got torch.int32"),
     (qk.lut_dequantize, (W, "float32"), {}, TypeError, "lut_dequantize: dtype must be a float type .* got 'float32'"),
-    (qk.lut_dequantize, (W,), {"backend": "abacus"}, NotImplementedError, "lut_dequantize on cpu: abacus: no such"),
+    (qk.lut_dequantize, (W,), {"backend": "abacus"}, NotImplementedError, "lut_dequantize: backend='abacus' cannot"),
     (qk.lut_conv2d, (IMAGE, W), {}, ValueError, r"weight must have shape \[N, C / groups, kh, kw\], got \[24, 64\]"),
     (qk.lut_conv2d, (IMAGE, torch.randn(6, 4, 3, 3)), {}, TypeError, "lut_conv2d: w must be a LutWeight, got Tensor"),
     (qk.lut_conv2d, (IMAGE.int(), CONV), {}, TypeError, "lut_conv2d: x must be a float32, .*, got torch.int32"),

@@ -122,7 +122,7 @@ def daq(
     if backend == "reference":
         return restore(reference.daq(x, lower, upper, scale, n, signed, *shape, eps))
     if eps:
-        raise NotImplementedError(f"daq: {backend}: eps must be 0 but on the reference, got {eps:g}")
+        raise NotImplementedError(f"daq: {backend} cannot run: eps must be 0 but on the reference, got {eps:g}")
     return restore(call(_DAQ, _DAQ.forward, x, lower, upper, scale, n, signed, *constants(*shape), backend))
 
 

@@ -132,10 +132,10 @@ def common_errors(name: str, second: str, valid: dict, rest: tuple[Tensor, ...] 
         yield case(x, p, ValueError, "bits must be between . and 8 .*, got 9", bits=9)
         yield case(x, p, TypeError, "bits must be an int, got float", bits=4.0)
         yield case(x, p, TypeError, "bits must be an int, got bool", bits=True)
-    refused = "cpu: x is torch.float64, needs torch.float32"
+    refused = "backend='cpu' cannot run: x is torch.float64, needs torch.float32"
     yield case(x.double(), p, NotImplementedError, refused, backend="cpu")
-    yield case(x, p, NotImplementedError, "cuda: ", backend="cuda")
-    yield case(x, p, NotImplementedError, "abacus: no such backend", backend="abacus")
+    yield case(x, p, NotImplementedError, "backend='cuda' cannot run: ", backend="cuda")
+    yield case(x, p, NotImplementedError, "backend='abacus' cannot run: no such backend", backend="abacus")
 
 
 def ties(device: str, dtype: torch.dtype, step: float) -> torch.Tensor:

@@ -70,9 +70,10 @@ def errors():
     yield (3.0, q, t), {}, TypeError, "x must be a Tensor, got float"
     yield (x, q.to("meta"), t), {}, ValueError, "x and levels must be on one device, got cpu and meta"
     yield (x, q, t), {"hard": 1}, TypeError, "hard must be a bool, got int"
-    yield (x.double(), q, t), {"backend": "cpu"}, NotImplementedError, "cpu: x is torch.float64, needs torch.float32"
-    yield (x, q, t), {"backend": "cuda"}, NotImplementedError, "cuda: "
-    yield (x, q, t), {"backend": "abacus"}, NotImplementedError, "abacus: no such backend"
+    refused = "backend='cpu' cannot run: x is torch.float64, needs torch.float32"
+    yield (x.double(), q, t), {"backend": "cpu"}, NotImplementedError, refused
+    yield (x, q, t), {"backend": "cuda"}, NotImplementedError, "backend='cuda' cannot run: "
+    yield (x, q, t), {"backend": "abacus"}, NotImplementedError, "backend='abacus' cannot run: no such backend"
 
 
 def _reference(x, levels, temperature, hard=False):
