@@ -86,7 +86,7 @@ def define(
     def run(*args):
         return kernels[args[-1]](*args[:-1])
 
-    _library.define(schema)
+    _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     _library.impl(op, run, "CompositeExplicitAutograd")
     _library.impl(op, fake, "Meta")  # register_fake does the same, and looks up source lines: the import would wait
     overload = getattr(torch.ops.qkernels, op).default

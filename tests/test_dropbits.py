@@ -201,6 +201,12 @@ def test_gates_follow_their_distribution():
     assert uniform.unique().numel() > 0.5 * uniform.numel()
 
 
+def test_opcheck_of_their_numbers():
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for count in (0, 1, 1000):
+        torch.library.opcheck(torch.ops.qkernels.uniform.default, (torch.tensor([3]), count, "auto"), test_utils=tests)
+
+
 def test_gates_of_neighboring_seeds_are_independent():
     """The correlation of 4096 pairs, five standard errors."""
     logits = torch.zeros(4)

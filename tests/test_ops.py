@@ -155,6 +155,20 @@ def test_opcheck(case, backend, dtype):
         torch.library.opcheck(bwd, (x, x, *params, *case.bwd_args(**kwargs), backend), test_utils=tests)
 
 
+def test_every_op_says_that_it_is_for_compilers():
+    """For who lets no other into a graph."""
+    assert len(backends._OPS) > 10
+    for op in backends._OPS:
+        assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.qkernels, op).default.tags, op
+    torch._dynamo.reset()
+    x, step = torch.randn(64), torch.tensor([0.1], requires_grad=True)
+    with torch._dynamo.config.patch(only_allow_pt2_compliant_ops=True):
+        y = torch.compile(qk.lsq, fullgraph=True)(x, step, bits=4)
+        y.sum().backward()
+    assert_same_bits(y, qk.lsq(x, step, bits=4), "compiled")
+    assert step.grad is not None
+
+
 @every
 def test_compiles_whole(case, backend, dtype):
     torch._dynamo.reset()
