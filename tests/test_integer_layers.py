@@ -41,6 +41,7 @@ PAIRS = [
 
 @pytest.fixture(autouse=True)
 def whatever_pays(monkeypatch):
+    monkeypatch.setattr(op, "FEW_PRODUCTS", 0)
     monkeypatch.setattr(op, "pays", lambda *args: True)
 
 
@@ -151,6 +152,8 @@ def test_each_reason_to_go_on_as_before(activation):
 def test_what_is_slower_in_integers_goes_on_as_before(weight, name, isa, monkeypatch):
     isa(name)
     monkeypatch.undo()
+    monkeypatch.setattr(op, "FEW_PRODUCTS", 0)
+    monkeypatch.setattr(op, "FEW_OF_A_ROW", 0)
     model, plain, x = make(weight), make(weight), randn(9, 96)
     qk.use_integers_(model)
     with torch.no_grad():
@@ -159,6 +162,23 @@ def test_what_is_slower_in_integers_goes_on_as_before(weight, name, isa, monkeyp
         for rows in (x[:1], x[:8], x[:8].view(2, 4, 96)):
             assert torch.equal(model[0](rows), plain[0](rows)) == (not pays and kernels == "avx512"), rows.shape
         assert torch.equal(model[0](x), plain[0](x)) == (not pays)
+
+
+def test_a_small_product_goes_on_as_before(monkeypatch):
+    monkeypatch.setattr(op, "FEW_PRODUCTS", 5 * 96 * 40)
+    model, plain, x = make(), make(), randn(5, 96)
+    qk.use_integers_(model)
+    with torch.no_grad():
+        assert not torch.equal(model[0](x), plain[0](x))
+        assert torch.equal(model[0](x[:4]), plain[0](x[:4]))
+        monkeypatch.undo()
+        monkeypatch.setattr(op, "FEW_PRODUCTS", 0)
+        kernels = torch.ops.qkernels_cpu.lut_linear_int_isa()
+        for most in (96 * 40, 96 * 40 + 1):  # products of one row
+            monkeypatch.setattr(op, "FEW_OF_A_ROW", most)
+            as_before = most > 96 * 40 and kernels in ("amx", "avx512vnni")
+            assert torch.equal(model[0](x[:1]), plain[0](x[:1])) == as_before, most
+            assert not torch.equal(model[0](x[:2]), plain[0](x[:2]))
 
 
 def test_steps_can_be_frozen_afterwards():

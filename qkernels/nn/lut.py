@@ -152,9 +152,10 @@ class LutLinear(_Lut):
 
         On a CPU, for float32 activations, without gradients (under ``torch.no_grad()``: a bias that trains asks for
         them), autocast or a graph, the quantizer and the product are then one call of ``lut_linear_int``, whose sums of
-        up to 4096 columns of a group are exact. Elsewhere, where ``lut_linear`` is faster (without AVX-512 VNNI, POST
-        or 8 bits: on AVX-512 for any number of rows, on AVX2 for more than 8), where the quantizer has hooks, and once
-        the levels are no longer for it, the layer goes on as before, with sums that may differ in their last bits.
+        up to 4096 columns of a group are exact. Elsewhere, where ``lut_linear`` is faster (fewer than two million
+        products in all, of one row with AVX-512 VNNI sixteen million; without VNNI, POST or 8 bits: on AVX-512 for any
+        number of rows, on AVX2 for more than 8), where the quantizer has hooks, and once the levels are no longer for
+        it, the layer goes on as before, with sums that may differ in their last bits.
 
         Raises:
             ValueError: the activation quantizer is not LSQ's, DAQ's or ASQ's, or its integers need 9 bits (DAQ's of 8
@@ -168,16 +169,22 @@ class LutLinear(_Lut):
 
     def refuses_integers(self) -> str | None:
         """Why ``use_integers`` would refuse the layer, or None."""
-        return self._refuses(self.activation_quantizer, self.levels)
+        if why := self._refuses(self.activation_quantizer):
+            return why
+        try:
+            lut_linear_int.split(self.levels)
+        except ValueError as error:
+            return str(error)
+        return None
 
     @staticmethod
-    def _refuses(quantizer: nn.Module | None, levels: Tensor) -> str | None:
+    def _refuses(quantizer: nn.Module | None) -> str | None:
         if type(quantizer) not in (Quantizer, AdaptiveStep) or not hasattr(quantizer.config, "integer_bits"):
             what = None if quantizer is None else type(getattr(quantizer, "config", quantizer)).__name__
             return f"the activation quantizer must be LSQ's, DAQ's or ASQ's, got {what}"
         if (bits := quantizer.config.integer_bits) > 8:
             return f"the integers of the activation quantizer must have at most 8 bits, got {bits}"
-        return lut_linear_int.refusal(levels)
+        return None
 
     def _in_integers(self, x: Tensor) -> Tensor | None:
         """The layer's output by ``lut_linear_int``, or None where that has no place."""
@@ -185,14 +192,20 @@ class LutLinear(_Lut):
         codes, levels, scale, bias = self._tensors()
         if not is_inference(*(t for t in (levels, scale, bias) if t is not None)) or torch.is_autocast_enabled("cpu"):
             return None
+        if x.numel() * n < lut_linear_int.FEW_PRODUCTS:
+            return None
         if _is_watched(quantizer) or x.layout != torch.strided or x.dim() == 0 or x.shape[-1] != k:
             return None
-        if self._refuses(quantizer, levels) or not lut_linear_int.pays(x, levels, bits):
+        try:
+            parts = lut_linear_int.split(levels)
+        except ValueError:
+            return None
+        if self._refuses(quantizer) or not lut_linear_int.pays(x, n, parts, bits):
             return None
         if (bias is not None and bias.shape != (n,)) or (grid := quantizer.integer_grid(x)) is None:
             return None
         return lut_linear_int.linear(
-            x, grid, codes, levels, scale, bias, weight_bits=bits, group_size=self.group_size, n=n, k=k
+            x, grid, codes, levels, parts, scale, bias, weight_bits=bits, group_size=self.group_size, n=n, k=k
         )
 
     def forward(self, x: Tensor) -> Tensor:

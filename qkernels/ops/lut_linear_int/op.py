@@ -16,6 +16,8 @@ from . import reference
 
 _DTYPES = (torch.int8, torch.uint8, *backends.FLOATS)  # of x
 FEW_ROWS = 8  # up to which integers pay without AVX-512
+FEW_PRODUCTS = 1 << 21  # below which they do not: the call takes longer than it saves
+FEW_OF_A_ROW = 1 << 24  # the same of one row with AVX-512 VNNI, which ``lut_linear`` multiplies in integers too
 _op = backends.define(
     "lut_linear_int(Tensor x, Tensor step, int qmin, int qmax, Tensor? lower, Tensor? upper, int by, Tensor codes, "
     "Tensor levels, Tensor scale, Tensor? bias, int bits, int group_size, SymInt n, SymInt k, str backend) -> Tensor",
@@ -38,15 +40,17 @@ def _reference(x, step, qmin, qmax, lower, upper, by, codes, levels, scale, bias
     return reference.lut_linear_int(x, steps, w.unpack(), _split(levels), w.scales(), group_size, bias)
 
 
-def _cpu(x, step, qmin, qmax, lower, upper, by, codes, levels, scale, bias, bits, group_size, n, k):
-    even, odd, a, b, unit = _split(levels)
-    return torch.ops.qkernels_cpu.lut_linear_split(
-        x, step, lower, upper, qmin, qmax, by, codes, even, odd, a, b, unit, scale, bias, bits, group_size, n, k
+def _of_parts(x, step, qmin, qmax, lower, upper, by, codes, parts, scale, bias, bits, group_size, n, k):
+    return torch.ops.qkernels_cpu.lut_linear_split.default(
+        x, step, lower, upper, qmin, qmax, by, codes, *parts, scale, bias, bits, group_size, n, k
     )
 
 
 if hasattr(torch.ops.qkernels_cpu, "lut_linear_split"):
-    backends.kernel("lut_linear_int", "cpu")(_cpu)
+
+    @backends.kernel("lut_linear_int", "cpu")
+    def _cpu(x, step, qmin, qmax, lower, upper, by, codes, levels, *args):
+        return _of_parts(x, step, qmin, qmax, lower, upper, by, codes, _split(levels), *args)
 
 
 @backends.kernel("lut_linear_int", "auto")
@@ -179,6 +183,7 @@ def linear(
     grid: IntegerGrid,
     codes: Tensor,
     levels: Tensor,
+    parts: reference.Levels,
     scale: Tensor,
     bias: Tensor | None,
     *,
@@ -187,36 +192,38 @@ def linear(
     n: int,
     k: int,
 ) -> Tensor:
-    """``lut_linear_int`` of a float x [..., k] on the fields of a LutWeight that has no ``refusal``: for a module.
+    """``lut_linear_int`` of a float x [..., k] on the fields of a LutWeight, and what its levels are ``split`` into: for
+    a module.
 
     grid: its tensors contiguous, without gradients.
     """
     rows = x if x.dim() == 2 and x.is_contiguous() else x.reshape(-1, k).contiguous()
-    args = (rows, *grid, codes, levels, scale, bias, weight_bits, group_size, n, k)
     if backends.is_plain(x) and backends.asked() is None:
-        y = _cpu(*args)
+        y = _of_parts(rows, *grid, codes, parts, scale, bias, weight_bits, group_size, n, k)
     else:
+        args = (rows, *grid, codes, levels, scale, bias, weight_bits, group_size, n, k)
         y = _op(*(t.detach() if isinstance(t, Tensor) else t for t in args), "auto")
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n)
 
 
-def pays(x: Tensor, levels: Tensor, bits: int) -> bool:
-    """Whether ``linear`` is faster for such an x [..., k] than its quantizer and ``lut_linear``, as it was timed."""
-    isa = torch.ops.qkernels_cpu.lut_linear_int_isa()
+def pays(x: Tensor, n: int, parts: reference.Levels, bits: int) -> bool:
+    """Whether ``linear`` is faster for such an x [..., k] than its quantizer and ``lut_linear``, as it was timed, from
+    FEW_PRODUCTS on."""
+    isa, rows = torch.ops.qkernels_cpu.lut_linear_int_isa(), math.prod(x.shape[:-1])
     if isa in ("amx", "avx512vnni"):
-        return True
+        return rows > 1 or x.numel() * n >= FEW_OF_A_ROW
     # Without AVX-512 VNNI, two sums (POST) and products of more than 16 bits take as long as floats, or longer.
-    return (isa != "avx512" and math.prod(x.shape[:-1]) <= FEW_ROWS) or (bits <= 4 and reference.split(levels).b == 0)
+    return (isa != "avx512" and rows <= FEW_ROWS) or (bits <= 4 and parts.b == 0)
 
 
-def refusal(levels: Tensor) -> str | None:
-    """Why the CPU kernels cannot multiply a weight of such levels, or None."""
+def split(levels: Tensor) -> reference.Levels:
+    """What the CPU kernels take for a weight of such levels.
+
+    Raises:
+        ValueError: why they cannot multiply it.
+    """
     if "cpu" not in backends.backends_of("lut_linear_int"):
-        return "the compiled kernels are not built"
+        raise ValueError("the compiled kernels are not built")
     if levels.device.type != "cpu":
-        return f"the weight must be on a CPU, got {levels.device}"
-    try:
-        reference.split(levels)
-    except ValueError as error:
-        return str(error)
-    return None
+        raise ValueError(f"the weight must be on a CPU, got {levels.device}")
+    return reference.split(levels)
