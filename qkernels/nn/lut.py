@@ -188,11 +188,11 @@ class LutLinear(_Lut):
 
     def _in_integers(self, x: Tensor) -> Tensor | None:
         """The layer's output by ``lut_linear_int``, or None where that has no place."""
+        if is_compiling() or x.numel() * self.out_features < lut_linear_int.FEW_PRODUCTS:
+            return None
         quantizer, n, k, bits = self.activation_quantizer, self.out_features, self.in_features, self.bits
         codes, levels, scale, bias = self._tensors()
         if not is_inference(*(t for t in (levels, scale, bias) if t is not None)) or torch.is_autocast_enabled("cpu"):
-            return None
-        if x.numel() * n < lut_linear_int.FEW_PRODUCTS:
             return None
         if _is_watched(quantizer) or x.layout != torch.strided or x.dim() == 0 or x.shape[-1] != k:
             return None

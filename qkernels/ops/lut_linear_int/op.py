@@ -192,9 +192,9 @@ def linear(
     n: int,
     k: int,
 ) -> Tensor:
-    """``lut_linear_int`` of a float x [..., k] on the fields of a LutWeight, and what its levels are ``split`` into: for
-    a module.
+    """``lut_linear_int`` of a float x [..., k] on the fields of a LutWeight: for a module.
 
+    parts: what ``split`` makes of the levels.
     grid: its tensors contiguous, without gradients.
     """
     rows = x if x.dim() == 2 and x.is_contiguous() else x.reshape(-1, k).contiguous()
