@@ -137,6 +137,7 @@ def measure(
         "median_us": mine.median, "p10_us": mine.quantile(0.1), "p90_us": mine.quantile(0.9),
         "dense_us": times["dense"].median, "x_dense": mine.ratio_to(times["dense"]),
         "gbps": gbps, "pct_roof": 100 * by_bytes / mine.median, "limit_us": max(by_bytes, by_products),
+        "peer": None, "peer_us": None, "x_peer": None,
     }  # fmt: skip
     if found := [peer for peer in times if peer in (*PEERS, _FLOATS)]:
         best = min(found, key=lambda peer: times[peer].median)

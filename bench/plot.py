@@ -6,7 +6,8 @@ from pathlib import Path
 def speedups(rows: list[dict], path: Path) -> None:
     """Times faster than F.linear by the rows of x: a panel for each shape, dtype and cache, a color for each bit-width.
 
-    Dotted: the machine's limit, ``limit_us`` of the rows. Of rows with the same setting, the middle one.
+    Dotted: the machine's limit, ``limit_us`` of the rows. Dashed: the fastest peer. Of rows with the same setting, the
+    middle one.
     """
     import matplotlib
 
@@ -32,9 +33,9 @@ def speedups(rows: list[dict], path: Path) -> None:
             M = [r["M"] for r in mine]
             ax.plot(M, [r["x_dense"] for r in mine], "o-", color=color, label=f"{bits} bit")
             ax.plot(M, [r["dense_us"] / r["limit_us"] for r in mine], ":", color=color, lw=1)
-            ends = [(r["M"], r["dense_us"] / r["peer_us"]) for r in mine if "peer_us" in r]
+            ends = [(r["M"], r["dense_us"] / r["peer_us"]) for r in mine if r.get("peer_us")]
             if ends:
-                ax.plot(*zip(*ends, strict=True), "x--", color="0.45", lw=1, label=f"fastest peer, {bits} bit")
+                ax.plot(*zip(*ends, strict=True), "x--", color=color, lw=1, label=f"fastest peer, {bits} bit")
         ax.axhline(1.0, color="0.7", lw=0.8, zorder=0)
         ax.set(xscale="log", yscale="log", xlabel="M, rows of x", ylabel="times faster than F.linear")
         ax.set_title(f"{N} x {K}, {dtype}, {cache}", fontsize=9)
@@ -44,9 +45,11 @@ def speedups(rows: list[dict], path: Path) -> None:
         ax.yaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:.0e}"[0] in "25" else "")
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_axis_off()
-    axes.flat[0].legend(fontsize=7)
+    labels = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    axes.flat[0].legend(labels.values(), labels.keys(), fontsize=7)
     about = rows[0]
-    figure.suptitle(f"{about['hardware']}, {about['threads']} threads\ndotted: the machine's limit", fontsize=8)
+    bound = " (int8: of its memory alone)" if any(dtype == "int8" for _, _, dtype, _ in panels) else ""
+    figure.suptitle(f"{about['hardware']}, {about['threads']} threads\ndotted: the machine's limit{bound}", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -423,6 +423,7 @@ REFUSED = [
         ValueError,
         "all tensors must be on one device, got cpu, meta",
     ),
+    ((X.float().to_sparse(), STEP, W), {"bits": 4}, TypeError, "x must be a dense tensor, .* got torch.sparse_coo"),
     ((X, STEP, W), {"backend": "cuda"}, NotImplementedError, "lut_linear_int: backend='cuda' cannot run: "),
 ]
 

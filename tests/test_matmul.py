@@ -426,6 +426,16 @@ def test_conv2d_gives_the_bits_of_pytorch_with_the_dequantized_weight(options, d
     assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(want, own, g)[0])
 
 
+def test_one_level_of_eight_bits_is_evenly_spaced(monkeypatch):
+    """Where AVX-512 BF16 multiplies many rows, which asks so."""
+    w = LutWeight.pack(torch.zeros(24, 64, dtype=torch.uint8), torch.tensor([0.5]), torch.ones(24), bits=8)
+    x = randn(600, 64).bfloat16()
+    monkeypatch.setattr(torch.ops.qkernels_cpu, "isa", lambda name: "avx512bf16")
+    assert op._by_instructions(x, w.levels, 8)
+    assert not op._by_instructions(x, torch.tensor([0.0, 1.0, 3.0]), 8)
+    torch.testing.assert_close(qk.lut_linear(x, w), F.linear(x, w.dequantize(x.dtype)))
+
+
 W, X = make(24, 64), torch.randn(3, 64)
 CONV, IMAGE = make(6, 4, 3, 3), torch.randn(2, 4, 9, 9)
 META = LutWeight(*(t.to("meta") for t in (W.codes, W.levels, W.scale)), W.bits, W.group_size, W.shape)
@@ -435,6 +445,9 @@ REFUSED = [
     (qk.lut_linear, (X.int(), W), {}, TypeError, "x must be a float32, .* float64 tensor, got torch.int32"),
     (qk.lut_linear, (X.to(torch.float8_e4m3fn), W), {}, TypeError, "float64 tensor, got torch.float8_e4m3fn"),
     (qk.lut_linear, ([1.0], W), {}, TypeError, "x must be a Tensor, got list"),
+    (qk.lut_linear, (X.to_sparse(), W), {}, TypeError, "lut_linear: x must be a dense tensor, .* got torch.sparse_coo"),
+    (qk.lut_linear, (X.to_mkldnn(), W), {}, TypeError, "x must be a dense tensor, .* got torch._mkldnn"),
+    (qk.lut_conv2d, (IMAGE.to_sparse(), CONV), {}, TypeError, "x must be a dense tensor, .* got torch.sparse_coo"),
     (qk.lut_linear, (X, torch.randn(24, 64)), {}, TypeError, "w must be a LutWeight, got Tensor"),
     (qk.lut_linear, (X, META), {}, ValueError, "x and the weight must be on one device, got cpu and meta"),
     (qk.lut_linear, (X, W, torch.zeros(23)), {}, ValueError, r"bias must have shape \[N=24\], got \[23\]"),

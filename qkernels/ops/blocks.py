@@ -12,6 +12,11 @@ from torch import Tensor
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def check_dense(name: str, x: Tensor) -> None:
+    if x.layout != torch.strided:
+        raise TypeError(f"{name}: x must be a dense tensor, of layout torch.strided, got {x.layout}")
+
+
 def prepare(name: str, x: Tensor, **parameters: Tensor) -> tuple[Tensor, list[Tensor], Callable[[Tensor], Tensor]]:
     """Check x and its parameters; returns (x, parameters as float32 [P], restore).
 
@@ -23,6 +28,7 @@ def prepare(name: str, x: Tensor, **parameters: Tensor) -> tuple[Tensor, list[Te
         raise TypeError(f"{name}: x must be a Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: x must be a float tensor, got {x.dtype}")
+    check_dense(name, x)
     for key, p in parameters.items():
         if not isinstance(p, Tensor):
             raise TypeError(f"{name}: {key} must be a Tensor of shape [P], got {type(p).__name__}")

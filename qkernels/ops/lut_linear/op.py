@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from qkernels import backends
+from qkernels.ops.blocks import check_dense
 from qkernels.ops.function import autocast, call, no_autocast, once_differentiable
 from qkernels.pack import PLANES, LutWeight, matrix_shape, plane_shape, unpack_t16
 
@@ -184,7 +185,7 @@ def _by_instructions(x: Tensor, levels: Tensor, bits: int) -> bool:
         return True
     if isa != "amx" and (isa != "avx512bf16" or x.dtype != torch.bfloat16):
         return False
-    if isa != "amx" and bits == 8 and not bool((levels.diff() == levels[1] - levels[0]).all()):
+    if isa != "amx" and bits == 8 and not bool(((steps := levels.diff()) == steps[:1]).all()):
         return False
     return torch.equal(levels.bfloat16().float(), levels)
 
@@ -387,9 +388,10 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
     levels that are bfloat16 values), in 16 bits up to 4 (8 of a W of 8 bits); and there W may have 1 bit, and of up to
     4 bits any levels of at most 127 times that number (one row: of 3 or 4). Sums of up to 128 products are exact then,
     so that a row has the same bits in all these calls. In each group, or 128 columns of it, x is rounded for that, to
-    multiples of at most 2**-29 of its largest value there: by less than float32 sums round. In 16 bits 2**-21 is
-    enough: what is not below 2**-11 of the largest stays as it is. (Rows where most values are below 2**-7 of the
-    largest go as other levels do, and so do those with nothing but values below 1e-29.)
+    multiples of at most 2**-29 of its largest value there: by less than float32 sums round, but where the largest
+    values meet weights of 0. In 16 bits 2**-21 is enough: what is not below 2**-11 of the largest stays as it is. (Rows
+    where most values are below 2**-7 of the largest go as other levels do, and so do those with nothing but values
+    below 1e-29.)
     Under autocast x is cast as for ``F.linear``.
 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
@@ -466,6 +468,7 @@ def check_x(name: str, x: Tensor) -> None:
         raise TypeError(f"{name}: x must be a Tensor, got {type(x).__name__}")
     if x.dtype not in (*backends.FLOATS, torch.float64):
         raise TypeError(f"{name}: x must be a float32, float16, bfloat16 or float64 tensor, got {x.dtype}")
+    check_dense(name, x)
 
 
 def check_bias(name: str, bias: Tensor | None, n: int, device: torch.device) -> None:

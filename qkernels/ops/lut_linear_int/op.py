@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qkernels import backends
+from qkernels.ops.blocks import check_dense
 from qkernels.ops.calibration import check_flag
 from qkernels.ops.daq import op as daq
 from qkernels.ops.grids import IntegerGrid
@@ -125,6 +126,7 @@ def lut_linear_int(
             "lut_linear_int: x must be an int8 or uint8 tensor, or a float32, float16 or bfloat16 one with bits=, "
             f"got {getattr(x, 'dtype', type(x))}"
         )
+    check_dense("lut_linear_int", x)
     if x.is_floating_point() != (bits is not None):
         raise ValueError(f"lut_linear_int: bits goes with a float x, got bits={bits} and {x.dtype}")
     for name, flag in (("signed", signed), ("symmetric", symmetric)):

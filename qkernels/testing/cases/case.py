@@ -126,6 +126,7 @@ def common_errors(name: str, second: str, valid: dict, rest: tuple[Tensor, ...] 
     yield case(x, torch.ones(1, dtype=torch.int64), TypeError, f"{second} must be a float tensor, got torch.int64")
     yield case(x.int(), p, TypeError, "x must be a float tensor, got torch.int32")
     yield case(3.0, p, TypeError, "x must be a Tensor, got float")
+    yield case(x.to_sparse(), p, TypeError, "x must be a dense tensor, of layout torch.strided, got torch.sparse_coo")
     yield case(x, 0.1, TypeError, rf"{second} must be a Tensor of shape \[P\], got float")
     yield case(x, p.to("meta"), ValueError, "must be on one device, got cpu and meta")
     if "bits" in valid:
