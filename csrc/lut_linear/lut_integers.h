@@ -123,7 +123,7 @@ struct LutIntegersEights {
   static bool takes(const Packed& w) { return w.bits == 8 || ((w.bits == 2 || w.bits == 4) && (w.group == w.K || w.group % (256 / w.bits) == 0)); }
 };
 
-// The same and 3 bits (128), x turned. Needs AVX-512 VNNI.
+// The same and 3 bits (128), x turned. Needs AVX-512 VNNI. Where there are both, LutIntegersEights takes what it can.
 struct LutIntegersTurned {
   decltype(LutIntegers::alone) alone;
   static bool takes(const Packed& w) { return LutIntegersEights::takes(w) || (w.bits == 3 && (w.group == w.K || w.group % 128 == 0)); }

@@ -1,6 +1,7 @@
-// One row of x times a weight in integers, as lut_integers_simd.cpp has it, for processors on which permutations of two registers and
-// products of bits keep others waiting (AMD's Zen 4): tiles are turned by shuffles within lanes, for which rows are not in order until
-// the end of a segment, and codes are multiplied where they lie in a byte. A tile is turned while the one before it is multiplied.
+// One row of x times a weight in integers, as lut_integers_simd.cpp has it: of 3 bits, and of others for processors on which permutations
+// of two registers and products of bits keep others waiting (AMD's Zen 4), or that have no products of bits. Tiles are turned by shuffles
+// within lanes, for which rows are not in order until the end of a segment, and codes are multiplied where they lie in a byte. A tile is
+// turned while the one before it is multiplied.
 #include "../common/simd.h"
 #include "lut_integers.h"
 
