@@ -65,7 +65,7 @@ COLUMNS = {  # suite -> (heading, width, what of a row)
         ("ours us", 7, lambda r: f"{r['median_us']:.0f}"),
         ("x dense", 7, lambda r: f"{r['x_dense']:.2f}"),
         ("of roof", 7, lambda r: f"{r['pct_roof']:.0f} %"),
-        ("x peer", 6, lambda r: f"{r['x_peer']:.2f}" if r.get("x_peer") else ""),
+        ("x peer", 6, lambda r: f"{r['x_peer']:.2f}" if r.get("x_peer") is not None else ""),
         ("peer", -16, lambda r: r.get("peer") or ""),
     ),
 }

@@ -45,7 +45,8 @@ void eights_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
       I rows[2][4];
       eight_rows(tile, rows);
       QK_UNROLL for (int s = 0; s < kSteps; s++, from += digits * kDigit) {
-        const uint32_t some = bits < 8 ? *lowest++ : 0;  // bit i: whether digit 0 of quad i is not 0, of either word; of 8 bits this was no faster
+        // bit i: whether digit 0 of quad i is not 0, of either word, for which few branches are taken; of 8 bits that was no faster
+        const uint32_t some = digits > 3 || bits == 8 ? 255 : *lowest++;
         QK_UNROLL for (int t = 0; t < 4; t++) {
           QK_UNROLL for (int i = 0; i < kLines; i++) {
             const uint8_t* line = tile + ((s * 4 + t) * kLines + i) * 64;
@@ -54,10 +55,9 @@ void eights_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
           }
           const auto add = [&](auto& to, int shift, int pair) QK_INLINE_LAMBDA {
             const uint8_t* const quads = from + pair * 8;
-            const bool all_digits = digits > 3 || bits == 8 || __builtin_expect(some >> pair & 1, 0);  // few branches are taken
             QK_UNROLL for (int h = 0; h < 2; h++) {
               const I codes = bits == 8 ? rows[h][t] : codes_of<bits>(rows[h][t], shift);
-              if (all_digits) to[h][0] = add_pairs(to[h][0], codes, quads);
+              if (__builtin_expect(some >> pair & 1, 0)) to[h][0] = add_pairs(to[h][0], codes, quads);
               QK_UNROLL for (int d = 1; d < digits; d++) to[h][d] = add_pairs(to[h][d], codes, quads + d * kDigit);
             }
           };

@@ -188,6 +188,7 @@ class LutLinear(_Lut):
 
     def _in_integers(self, x: Tensor) -> Tensor | None:
         """The layer's output by ``lut_linear_int``, or None where that has no place."""
+        # a graph would be for this size alone
         if is_compiling() or x.numel() * self.out_features < lut_linear_int.FEW_PRODUCTS:
             return None
         quantizer, n, k, bits = self.activation_quantizer, self.out_features, self.in_features, self.bits
