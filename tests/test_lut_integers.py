@@ -64,7 +64,7 @@ def test_sums_are_within_twice_the_error_of_plain_pytorch(kind, bits, name, isa)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["LSQ", "DAQ"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_a_row_alone_has_its_bits_on_every_instruction_set_and_on_tiles_in_any_batch(bits, kind, dtype, isa):
+def test_a_row_alone_has_its_bits_on_every_instruction_set_and_in_the_batches_of_integers(bits, kind, dtype, isa):
     for N, K, P in SHAPES:
         w, bias, x = weight(N, K, P, kind, bits), randn(N, seed=2), randn(40, K).to(dtype) * 3
         want = None
@@ -73,7 +73,17 @@ def test_a_row_alone_has_its_bits_on_every_instruction_set_and_on_tiles_in_any_b
             y = torch.cat([qk.lut_linear(row[None], w, bias, backend="cpu") for row in x[:8]])
             want = y if want is None else want
             assert torch.equal(y, want), name
+        if "avx512bf16" in ALL:
+            isa("avx512bf16")
+            if bits == 8:
+                most = 8 if dtype == torch.bfloat16 else 40
+            else:
+                most = {torch.float16: 40, torch.bfloat16: 3, torch.float32: 4 if bits == 3 else 5}[dtype]
+            if w.group_size == K or w.group_size % {2: 128, 3: 128, 4: 64, 8: 1}[bits] == 0:
+                for M in {2, 3, 4, 5, 7, 8, 40} & set(range(most + 1)):
+                    assert torch.equal(qk.lut_linear(x[:M], w, bias, backend="cpu")[:8], want[:M]), M
         if "amx" in ALL:
+            isa("amx")
             for M in (2, 3, 4, 5, 8) if dtype == torch.float32 or bits == 8 else (2, 3, 4):
                 assert torch.equal(qk.lut_linear(x[:M], w, bias, backend="cpu"), want[:M]), M
             if dtype == torch.float32:
@@ -203,12 +213,14 @@ def test_threads_share_the_stripes_in_any_way(bits, any_levels, name, isa):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.skipif("amx" not in ALL, reason="this machine has no AMX")
 @pytest.mark.parametrize("kind", ["LSQ", "any"])
-def test_more_rows_than_are_held_at_a_time(kind, isa):
+@pytest.mark.parametrize(("name", "dtype"), [("amx", torch.float32), ("avx512bf16", torch.float16)])
+def test_more_rows_than_are_held_at_a_time(name, dtype, kind, isa):
     """And rows among them that other kernels take, with a bias."""
-    isa("amx")
-    w, x, bias = weight(40, 20000, 40), randn(70, 20000), randn(40, seed=2)
+    if name not in ALL:
+        pytest.skip(f"this machine has no {name}")
+    isa(name)
+    w, x, bias = weight(40, 20000, 40), randn(70, 20000).to(dtype), randn(40, seed=2)
     if kind == "any":
         w = LutWeight(w.codes, randn(16).bfloat16().float(), w.scale, 4, w.group_size, w.shape)
     y = qk.lut_linear(x, w, bias, backend="cpu")
@@ -219,7 +231,7 @@ def test_more_rows_than_are_held_at_a_time(kind, isa):
     z = qk.lut_linear(x, w, bias, backend="cpu")
     rest = [m for m in range(70) if m not in (3, 45, 60)]
     assert torch.equal(z[rest], y[rest]) and not z[3].isfinite().any() and z[45].isnan().all()
-    torch.testing.assert_close(z[60], bias, rtol=0, atol=1e-30)
+    torch.testing.assert_close(z[60], bias.to(dtype), rtol=0, atol=1e-30)
 
 
 @pytest.mark.parametrize("method", ["LSQ", "CPQ", "DAQ"])

@@ -73,15 +73,16 @@ struct IntegerRows {
                                  // paired, on any: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile,
                                  // s < steps, w < 2: s is a unit of depth 2
   Segment* segments = nullptr;   // [tiles][cuts][each]
-  uint8_t* lowest = nullptr;     // marked: [units], bit i: whether digit 0 of quad i is other than 0; of 16-bit x it mostly is 0
+  uint8_t* lowest = nullptr;     // marked: [tiles][units][each], bit i: whether digit 0 of quad i is other than 0; of 16-bit x it mostly is 0
   int64_t M, K, group;
   int bits, digits;
   bool for_tiles;
   bool paired = false;  // one row of 2 to 4 bits, for LutIntegersEights and LutIntegersBytes
-  bool turned = false;  // one row, for LutIntegersTurned: filled up to whole tiles of codes
-  bool marked = paired || turned;  // one row: `lowest` is filled in
+  bool turned = false;  // for LutIntegersTurned: filled up to whole tiles of codes
+  bool marked = paired || turned;  // `lowest` is filled in
   int depth = paired || (for_tiles && (group % 64 == 0 || group == K)) ? 2 : 1;  // sub-blocks of 32 columns in a unit
-  int64_t most = 16 / digits, tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
+  int64_t most = (turned ? 9 : 16) / digits;  // rows of a tile
+  int64_t tiles = (M + most - 1) / most, each = (M + tiles - 1) / tiles;
   // columns that K is filled up to a multiple of
   int64_t whole = paired || (turned && bits < 8) ? 256 / (bits == 3 ? 2 : bits) : 32 * depth;
   int64_t units = (K + whole - 1) / whole * (whole / (32 * depth)), cuts = (K + 127) / 128 + K / group;  // or fewer
@@ -93,9 +94,10 @@ struct IntegerRows {
     const int64_t from = paired ? b / steps() % 2 * 4 : (b & (depth - 1)) * 32;
     return data + (tile * units + unit_of(b)) * height() * stride() + from;
   }
+  QK_HD uint8_t* lowest_of(int64_t tile, int64_t b) const { return lowest + (tile * units + unit_of(b)) * each; }  // the first row's
   QK_HD Segment* segment(int64_t tile, int64_t s) const { return segments + (tile * cuts + s) * each; }
   QK_HD int64_t bytes() const { return tiles * units * each * 4 * stride(); }  // of three digits less is used, but as Halves16
-  QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)) + (marked ? units : 0); }
+  QK_HD int64_t room() const { return bytes() + tiles * cuts * each * int64_t(sizeof(Segment)) + (marked ? tiles * units * each : 0); }
   QK_HD void place(uint8_t* memory) {
     data = memory, segments = reinterpret_cast<Segment*>(memory + bytes());
     lowest = reinterpret_cast<uint8_t*>(segments + tiles * cuts * each);
@@ -123,9 +125,9 @@ struct LutIntegersEights {
   static bool takes(const Packed& w) { return w.bits == 8 || ((w.bits == 2 || w.bits == 4) && (w.group == w.K || w.group % (256 / w.bits) == 0)); }
 };
 
-// The same and 3 bits (128), x turned. Needs AVX-512 VNNI. Where there are both, LutIntegersEights takes what it can.
+// The same and 3 bits (128), x turned, of any rows. Needs AVX-512 VNNI. Where there are both, LutIntegersEights takes what it can.
 struct LutIntegersTurned {
-  decltype(LutIntegers::alone) alone;
+  decltype(LutIntegers::alone) linear;
   static bool takes(const Packed& w) { return LutIntegersEights::takes(w) || (w.bits == 3 && (w.group == w.K || w.group % 128 == 0)); }
 };
 

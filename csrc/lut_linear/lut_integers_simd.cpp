@@ -120,7 +120,7 @@ template <bool of_bytes> QK_IN void digits(F a, F b, F by, uint8_t* to, const In
 
 // Row m, whose values are x; false if it is not for these kernels. to: of its sub-block b, digit 0.
 template <bool of_bytes, class T, class To>
-QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const T* x, IntegerRows::Segment* segment, To&& to) {
+QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const T* x, IntegerRows::Segment* segment, uint8_t* lowest, To&& to) {
   const int64_t K = rows.K;
   const auto part = [&](int64_t k, int64_t end) QK_INLINE_LAMBDA {
     return end - k >= kLanes ? load(x + k) : end > k ? load_part(x + k, end - k) : F(0.0f);
@@ -151,7 +151,7 @@ QK_IN bool split_row(const IntegerRows& rows, const IntegerLevels& levels, const
     Sum sum;
     for (; column < end; column += kBlock)
       digits<of_bytes>(weighed(part(column, end)), weighed(part(column + kLanes, end)), by, to(column / kBlock), rows,
-                       rows.lowest + rows.unit_of(column / kBlock), sum);
+                       lowest + rows.unit_of(column / kBlock) * rows.each, sum);
     lanes(balance, size);
     float all = 0;
     for (float s : size) all += s;
@@ -166,7 +166,6 @@ template <bool of_bytes, class T>
 void split_rows(const IntegerRows& rows, const IntegerLevels& levels, int64_t begin, int64_t end, const void* x, char* fits) {
   const bool plain = QK_ISA != 512 && !rows.paired;  // as Halves16
   const int64_t blocks = (rows.K + kBlock - 1) / kBlock, stride = rows.stride(), more = plain ? blocks : rows.units * rows.depth;
-  if (rows.marked) memset(rows.lowest, 0, rows.units);
   for (int64_t m = begin; m < end; m++) {
     const int64_t tile = m / rows.each, row = m % rows.each;
     const auto block = [&](int64_t b) { return plain ? rows.data + b * 128 : rows.bytes_of(tile, b) + row * rows.digits * stride; };
@@ -176,7 +175,9 @@ void split_rows(const IntegerRows& rows, const IntegerLevels& levels, int64_t be
       else for (int d = 0; d < (plain ? 4 : rows.digits); d++) memset(block(b) + d * (plain ? 32 : stride), 0, 32);
     };
     IntegerRows::Segment* const segments = rows.segment(tile, 0) + row;
-    fits[m] = split_row<of_bytes>(rows, levels, static_cast<const T*>(x) + m * rows.K, segments, block);
+    uint8_t* const lowest = rows.lowest_of(tile, 0) + row;
+    for (int64_t u = 0; rows.marked && u < rows.units; u++) lowest[u * rows.each] = 0;
+    fits[m] = split_row<of_bytes>(rows, levels, static_cast<const T*>(x) + m * rows.K, segments, lowest, block);
     if (!fits[m]) {
       for (int64_t b = 0; b < blocks; b++) zero(b);
       for (int64_t s = 0; s < rows.cuts; s++) segments[s * rows.each] = {0, 0, 0};

@@ -219,11 +219,11 @@ int64_t few_rows(const Weight& w, const qk::BfloatLevels& levels, int dtype) {
   return levels.parts == 3 && w.packed.bits == 8 && !w.packed.uniform ? 12 : 5;
 }
 
-// As lut_linear, by the matrix tiles of the processor; false where that takes longer for `of` rows, of which these are the ones that
-// are left, or where a level is not for them.
+// As lut_linear, by the matrix tiles of the processor; false where there are none, where that takes longer for `of` rows, of which these
+// are the ones that are left, or where a level is not for them.
 bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
   const qk::LutAmx& amx = qk::lut_amx_kernels();
-  if (rows.M == 1 || !amx.linear) return false;  // null if another thread has just chosen another instruction set
+  if (rows.M == 1 || qk::isa() != qk::kAmx || !amx.linear) return false;  // null if another thread has just chosen another instruction set
   const qk::BfloatLevels levels(w.levels.data(), w.count);
   if (!levels.fit || of <= few_rows(w, levels, rows.dtype)) return false;
   static thread_local std::vector<uint8_t> memory;
@@ -246,9 +246,13 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
   return true;
 }
 
-// Rows of x up to which integers are faster than the other kernels: of 16 bits, than tiles of bfloat16.
-int64_t integer_rows(const Weight& w, int dtype, bool tiles) {
-  return !tiles ? 1 : dtype == 0 ? INT64_MAX : w.packed.bits == 8 ? 8 : 4;
+// Rows of x up to which integers are faster than the other kernels: of 16 bits, than tiles of bfloat16; of bfloat16, than pairs of it.
+int64_t integer_rows(const Weight& w, int dtype, const qk::IntegersHere& here) {
+  const int bits = w.packed.bits;
+  if (here.tiles) return dtype == 0 ? INT64_MAX : bits == 8 ? 8 : 4;
+  if (!here.several || !qk::LutIntegersTurned::takes(w.packed)) return 1;
+  if (dtype == 2) return bits == 8 ? 8 : 3;
+  return dtype == 1 || bits == 8 ? INT64_MAX : bits == 3 ? 4 : 5;
 }
 
 // As lut_linear in integers; false where that takes longer, or where levels or, of one, the row are not for them.
@@ -256,12 +260,12 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
   const qk::IntegersHere here = qk::integers_here();
   const auto* const kernels = here.kernels;
   auto tiles = here.tiles;
-  if (rows.M > integer_rows(w, rows.dtype, tiles) || (rows.M == 1 && w.packed.bits == 1)) return false;
+  if (rows.M > integer_rows(w, rows.dtype, here) || (rows.M == 1 && w.packed.bits == 1)) return false;
   const qk::IntegerLevels levels(w.levels.data(), w.count, w.packed.bits);
   if (!levels.fit || (!levels.affine && (!tiles || (rows.M == 1 && w.packed.bits == 2)))) return false;  // tables of nibbles are faster
   if (rows.M == 1 && levels.affine && (w.packed.bits <= 4 || here.eights || here.turned)) tiles = nullptr;  // they would be nearly empty
   const bool eights = rows.M == 1 && !tiles && here.eights && qk::LutIntegersEights::takes(w.packed);
-  const bool turned = rows.M == 1 && !eights && !tiles && here.turned && qk::LutIntegersTurned::takes(w.packed);
+  const bool turned = !eights && !tiles && here.turned && qk::LutIntegersTurned::takes(w.packed);
   const int digits = rows.dtype == 0 ? 4 : 3;
   const bool bytes = rows.M == 1 && here.bytes && here.bytes->takes(w.packed, digits);
   const auto alone = eights ? here.eights : turned ? here.turned : bytes ? here.bytes->alone : kernels->alone;
@@ -290,7 +294,7 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
     });
   }
   rows.finish(kLeastRows, [&](const Rows& left) {
-    if (!by_tiles(w, bias, left, rows.M)) by_rows(w, bias, left);
+    if (!by_tiles(w, bias, left, rows.M) && !by_pairs(w, bias, left)) by_rows(w, bias, left);
   });
   return true;
 }
@@ -300,9 +304,7 @@ void linear(const Weight& w, qk::Given given, Rows rows) {
   std::vector<float> wide;  // bias
   if (given.data && given.dtype) wide.resize(given.numel), widen(given.data, given.dtype, given.numel, wide.data());
   const float* const bias = wide.empty() ? static_cast<const float*>(given.data) : wide.data();
-  const bool tiles = qk::isa() == qk::kAmx;
-  if ((rows.M == 1 || tiles) && by_integers(w, bias, rows)) return;
-  if ((tiles && by_tiles(w, bias, rows, rows.M)) || by_pairs(w, bias, rows)) return;
+  if (by_integers(w, bias, rows) || by_tiles(w, bias, rows, rows.M) || by_pairs(w, bias, rows)) return;
   if (rows.M > 1) return by_rows(w, bias, rows);
   if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed));
   rows.left = {0};  // what pads that kernel's wider tiles would be NaN

@@ -31,7 +31,8 @@ struct IntegersHere {
   const LutIntegers* kernels;
   decltype(LutIntegersAmx::linear) tiles = nullptr;  // where there are none
   decltype(LutIntegersEights::alone) eights = nullptr;
-  decltype(LutIntegersTurned::alone) turned = nullptr;
+  decltype(LutIntegersTurned::linear) turned = nullptr;
+  bool several = false;  // whether `turned` is faster for several rows than other kernels: timed on Zen 4
   const LutIntegersBytes* bytes = nullptr;
 };
 inline IntegersHere integers_here() {
@@ -40,7 +41,7 @@ inline IntegersHere integers_here() {
   if (now >= kAvx512 && has_vnni()) {
     const bool bits = has_gfni() && !is_amd();
     return {&lut_integers_avx512, now == kAmx ? lut_integers_amx_avx512.linear : nullptr, bits ? lut_integers_eights_avx512.alone : nullptr,
-            lut_integers_turned_avx512.alone};
+            lut_integers_turned_avx512.linear, now == kAvx512Bf16};
   }
   if (now >= kAvx2) return {.kernels = &lut_integers_avx2, .bytes = now >= kAvx512 ? &lut_integers_bytes_avx512 : &lut_integers_bytes_avx2};
 #endif

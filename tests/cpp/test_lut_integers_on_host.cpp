@@ -49,7 +49,7 @@ struct Given {
   const IntegerLevels levels;
   explicit Given(const Weight& w) : w(w), levels(w.levels.get(), int(w.levels.size), w.bits) {}
 
-  // A kernel for one row, and how it takes x.
+  // A kernel for one row, or if x is turned for any, and how it takes x.
   struct Way {
     decltype(LutIntegers::alone) alone = nullptr;  // null: those for tiles
     bool paired = false, turned = false;
@@ -60,7 +60,7 @@ struct Given {
 #ifndef QK_WITHOUT_VNNI
     all.push_back({alone});
 #if QK_ISA == 512
-    if (LutIntegersTurned::takes(packed)) all.push_back({.alone = lut_integers_turned_avx512.alone, .turned = true});
+    if (LutIntegersTurned::takes(packed)) all.push_back({.alone = lut_integers_turned_avx512.linear, .turned = true});
 #endif
 #ifdef QK_GFNI
     if (LutIntegersEights::takes(packed)) all.push_back({.alone = lut_integers_eights_avx512.alone, .paired = w.bits < 8});
@@ -131,8 +131,9 @@ struct Given {
   // The same of rows whose lower digits are all -128, or all 127.
   template <class T> void largest(const std::vector<int64_t>& n, float unit) const {
     for (const float v : {kind<T> ? -1.0f : -float(0x808080) * 0x1p-23f, kind<T> ? 127.0f / 128 : float(0x7f7f7f) * 0x1p-23f}) {
-      std::vector<float> x(w.K, v);
-      for (int64_t k = 0; k < w.K; k += 128) x[k] = 64;  // by which a segment is scaled
+      std::vector<float> x(3 * w.K, v);
+      for (int64_t m = 0; m < 3; m++)
+        for (int64_t k = 0; k < w.K; k += 128) x[m * w.K + k] = 64;  // by which a segment is scaled
       rows<T>(n, unit, x, nullptr);
     }
   }
@@ -148,8 +149,12 @@ struct Given {
       }
     };
     if (levels.affine && w.bits > 1)
-      for (int64_t m = 0; m < M; m++)
-        for (const Way& way : ways(kind<T> ? 3 : 4)) check(product<T>(x.data() + m * w.K, 1, b, way), m, 0);
+      for (const Way& way : ways(kind<T> ? 3 : 4)) {
+        for (int64_t m = 0; m < M; m++) check(product<T>(x.data() + m * w.K, 1, b, way), m, 0);
+        if (!way.turned) continue;
+        const std::vector<float> y = product<T>(x.data(), M, b, way);
+        for (int64_t m = 0; m < M; m++) check(y, m, m);
+      }
 #ifdef QK_TILES_IN_SOFTWARE
     const std::vector<float> y = product<T>(x.data(), M, b);
     for (int64_t m = 0; m < M; m++) check(y, m, m);
@@ -165,9 +170,9 @@ void affine(int bits, int64_t N, int64_t K, int64_t group, int64_t base, int64_t
   for (int64_t c = 0; c < w.levels.size; c++) n.push_back(base + factor * c), w.levels[c] = float(n[c]) * unit;
   const Given given(w);
   CHECK(given.levels.affine && given.levels.base == base && given.levels.factor == factor && given.levels.unit == unit);
-  given.numbers<float>(n, unit, 1 + K % 3);
-  given.numbers<half>(n, unit, 1);
-  given.numbers<bfloat>(n, unit, 6);
+  given.numbers<float>(n, unit, 1 + K % 5);
+  given.numbers<half>(n, unit, 1 + K % 4);
+  given.numbers<bfloat>(n, unit, 7 + K % 2);
 }
 
 // The largest sums of bytes.
@@ -230,10 +235,16 @@ void which_rows_fit(float unit, float low, float high) {
     if (!want[m]) for (int n = 0; n < 20; n++) CHECK(y[m * 20 + n] == 0);
   }
 #else
-  for (int m = 0; m < 12; m++) {
-    for (const auto& way : given.ways(4)) {
+  for (const auto& way : given.ways(4)) {
+    for (int m = 0; m < 12; m++) {
       given.product<float>(x.data() + m * 200, 1, nullptr, way, &fits);
       CHECK(fits[0] == want[m]);
+    }
+    if (!way.turned) continue;
+    const std::vector<float> y = given.product<float>(x.data(), 12, nullptr, way, &fits);
+    for (int m = 0; m < 12; m++) {
+      CHECK(fits[m] == want[m]);
+      if (!want[m]) for (int n = 0; n < 20; n++) CHECK(y[m * 20 + n] == 0);
     }
   }
 #endif
