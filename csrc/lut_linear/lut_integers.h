@@ -20,43 +20,31 @@ struct IntegerLevels {
   float unit = 1;
 
   IntegerLevels(const float* levels, int count, int bits) {
-    int least = 255;  // the exponent of the lowest bit of all
+    uint32_t most = 0, below = ~0u;  // the largest size as bits, and the smallest less 1, where 0 is none
     for (int c = 0; c < count; c++) {
-      if (!(levels[c] - levels[c] == 0)) return;  // not finite
-      if (levels[c] != 0 && lowest(levels[c]) < least) least = lowest(levels[c]);
+      const uint32_t size = bits_of(levels[c]) & 0x7fffffff;
+      most = size > most ? size : most, below = size - 1 < below ? size - 1 : below;
     }
-    if (least == 255) least = 0;
-    int64_t n[256] = {};  // times 2**least
-    const double up = __builtin_ldexp(1.0, -least);
-    for (int c = 0; c < count; c++) {
-      const double v = double(levels[c]) * up;
-      if (!(v < 0x1p53 && v > -0x1p53)) return;
-      n[c] = int64_t(v);
-    }
-    const int64_t by = count > 1 ? n[1] - n[0] : 0;
+    const uint32_t exponent = (below + 1) >> 23 ? (below + 1) >> 23 : 1;  // of the smallest, as bits
+    if (most >= 0x7f800000 || most >> 23 > exponent + 8) return;      // not finite; more than 255 times as large
+    const int least = most ? int(exponent) - 150 : 0;                 // all are integers times 2**least
+    const double up = __builtin_ldexp(1.0, -least), first = double(levels[0]) * up, by = count > 1 ? double(levels[1]) * up - first : 0;
     affine = true;
-    for (int c = 2; c < count; c++) affine = affine && n[c] - n[c - 1] == by;
+    for (int c = 2; c < count; c++) affine &= double(levels[c]) * up - double(levels[c - 1]) * up == by;
     if (!affine && bits > 4) return;
-    int64_t all = affine ? divisor(n[0], by) : 0, most = 0;
-    for (int c = 0; c < count && !affine; c++) all = divisor(all, n[c]);
+    int64_t all = affine ? divisor(int64_t(first), int64_t(by)) : 0;
+    for (int c = 0; c < count && !affine; c++) all = divisor(all, int64_t(double(levels[c]) * up));
     if (all == 0) all = 1;
-    for (int c = 0; c < count; c++) {
-      const int64_t size = n[c] < 0 ? -n[c] : n[c];
-      if (size > most) most = size;
-    }
+    const int64_t size = int64_t(double(from_bits(most)) * up);
     unit = float(double(all) * __builtin_ldexp(1.0, least));
-    affine = affine && most <= 255 * all;
-    fit = (affine || (bits <= 4 && most < 128 * all)) && double(unit) * up == double(all);
-    if (affine) base = int32_t(n[0] / all), factor = int32_t(by / all);
-    else if (fit) for (int c = 0; c < 16; c++) table[c] = int8_t(n[c & ((1 << bits) - 1)] / all);
+    affine = affine && size <= 255 * all;
+    fit = (affine || (bits <= 4 && size < 128 * all)) && double(unit) * up == double(all);
+    if (affine) base = int32_t(int64_t(first) / all), factor = int32_t(int64_t(by) / all);
+    else if (fit) for (int c = 0; c < 16; c++) table[c] = int8_t(int64_t(double(levels[c & ((1 << bits) - 1)]) * up) / all);
   }
   static int64_t divisor(int64_t a, int64_t b) {  // the greatest of both
     for (a = a < 0 ? -a : a, b = b < 0 ? -b : b; b;) { const int64_t rest = a % b; a = b, b = rest; }
     return a;
-  }
-  static int lowest(float v) {
-    const uint32_t u = bits_of(v), exponent = u >> 23 & 255, mantissa = (u & 0x7fffff) | (exponent ? 0x800000 : 0);
-    return __builtin_ctz(mantissa) + int(exponent ? exponent : 1) - 150;
   }
 };
 

@@ -256,8 +256,7 @@ int64_t integer_rows(const Weight& w, int dtype, const qk::IntegersHere& here) {
 }
 
 // As lut_linear in integers; false where that takes longer, or where levels or, of one, the row are not for them.
-bool by_integers(const Weight& w, const float* bias, Rows rows) {
-  const qk::IntegersHere here = qk::integers_here();
+bool by_integers(const Weight& w, const float* bias, Rows rows, const qk::IntegersHere& here) {
   const auto* const kernels = here.kernels;
   auto tiles = here.tiles;
   if (rows.M > integer_rows(w, rows.dtype, here) || (rows.M == 1 && w.packed.bits == 1)) return false;
@@ -283,7 +282,15 @@ bool by_integers(const Weight& w, const float* bias, Rows rows) {
     });
     if (rows.M == 1 && !fits[0]) return false;
     rows.note(fits, m);
-    if (std::none_of(fits.begin(), fits.end(), [](char fit) { return fit; })) continue;
+    const int64_t fit = std::count(fits.begin(), fits.end(), 1);
+    if (fit == 0) continue;
+    if (!tiles && fit < x.M) {  // tiles take others as zeros; here that would take as long as those that fit
+      Rows some{rows.from(m), rows.at(m), x.M, rows.K, rows.N, rows.dtype};
+      for (char& f : fits) f = !f;
+      some.note(fits, 0);
+      some.finish(1, [&](const Rows& these) { by_integers(w, bias, these, here); });
+      continue;
+    }
     over_stripes(w, x.M, tiles ? kUnit : 1, [&] {
       static thread_local std::vector<uint8_t> own;
       uint8_t* const scratch = tiles ? qk::scratch(own, qk::LutIntegersAmx::scratch(x)) : nullptr;
@@ -304,7 +311,7 @@ void linear(const Weight& w, qk::Given given, Rows rows) {
   std::vector<float> wide;  // bias
   if (given.data && given.dtype) wide.resize(given.numel), widen(given.data, given.dtype, given.numel, wide.data());
   const float* const bias = wide.empty() ? static_cast<const float*>(given.data) : wide.data();
-  if (by_integers(w, bias, rows) || by_tiles(w, bias, rows, rows.M) || by_pairs(w, bias, rows)) return;
+  if (by_integers(w, bias, rows, qk::integers_here()) || by_tiles(w, bias, rows, rows.M) || by_pairs(w, bias, rows)) return;
   if (rows.M > 1) return by_rows(w, bias, rows);
   if (w.is_finite()) return alone(w, bias, rows, qk::lut_alone_of(w.packed));
   rows.left = {0};  // what pads that kernel's wider tiles would be NaN

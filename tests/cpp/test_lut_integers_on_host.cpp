@@ -93,6 +93,14 @@ struct Given {
     split(rows, levels, M / 2, M, in.get(), kind<T>, all.data());
     if (fits) *fits = all;
     CHECK(std::all_of(memory.get() + used, memory.get() + rows.bytes(), [](uint8_t byte) { return byte == 0xa5; }));
+    if (way.turned && kind<T>)
+      for (int64_t m = 0; m < M; m++)
+        for (int64_t b = 0; all[m] && b < rows.units; b++) {
+          const uint8_t* digit = rows.bytes_of(m / rows.each, b) + m % rows.each * rows.digits * 32;
+          int marks = 0;
+          for (int i = 0; i < 32; i++) marks |= (digit[i] != 0) << i / 4;
+          CHECK(rows.lowest_of(m / rows.each, b)[m % rows.each] == marks);
+        }
     for (int64_t begin = 0, end = w.stripes / 2; begin < w.stripes; begin = end, end = w.stripes) {
       Memory<T> part(M * w.N);
       const qk::Output to{part.get(), kind<T>};

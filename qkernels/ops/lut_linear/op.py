@@ -377,23 +377,27 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
 
     Accumulated in float32, rounded to x's dtype once; a scale multiplies sums of up to 128 products of x and levels, so
     that x or levels near the ends of float32 may overflow or lose digits where products with the weights themselves do
-    not. On a CPU the order of the sums depends on the number of rows only in steps: one row, more, and 512 or more,
-    which meet W in float32, a part of it at a time, in PyTorch's matmul; on AMX tiles one row, and more (for levels
-    that are no bfloat16 values and x in 16 bits: up to 5, and more; of 8 bits, unevenly spaced and sums of three
-    bfloat16 values, up to 12), and so by AVX-512 BF16 (on AMD processors: x in bfloat16, levels that are bfloat16
-    values, of 8 bits evenly spaced). On these, products below 1e-27 may lose digits, or count as 0, beside larger ones.
+    not. On a CPU the order of the sums depends on the number of rows only in steps. Where they are not of integers, as
+    below: one row, more, and 512 or more, which meet W in float32, a part of it at a time, in PyTorch's matmul; on AMX
+    tiles one row, and more (for levels that are no bfloat16 values and x in 16 bits: up to 5, and more; of 8 bits,
+    unevenly spaced and sums of three bfloat16 values, up to 12), and so by AVX-512 BF16 (by itself on AMD processors:
+    x in bfloat16, levels that are bfloat16 values, of 8 bits evenly spaced). On these, products below 1e-27 may lose
+    digits, or count as 0, beside larger ones.
 
     On a CPU, one row of x and levels of 2 bits or more that are evenly spaced multiples of one number, at most 255
-    times it (LSQ, CPQ, DAQ), are multiplied in integers. With AMX so are more rows: in float32 all (512 and more: of
-    levels that are bfloat16 values), in 16 bits up to 4 (8 of a W of 8 bits); and there W may have 1 bit, and of up to
-    4 bits any levels of at most 127 times that number (one row: of 3 or 4). On AMD processors with AVX-512 BF16, W of
-    rows or groups of a multiple of 128 columns (of 4 bits 64, of 8 any), so are up to 3 rows of bfloat16, 5 of float32
-    (W of 3 bits: 4) and 511 of float16; of a W of 8 bits up to 8 of bfloat16, and 511 of others. Sums of up to 128
-    products are exact then, so that a row has the same bits in all these calls. In each group, or 128 columns of it, x
-    is rounded for that, to multiples of at most 2**-29 of its largest value there: by less than float32 sums round, but
-    where the largest values meet weights of 0. In 16 bits 2**-21 is enough: what is not below 2**-11 of the largest
-    stays as it is. (Rows where most values are below 2**-7 of the largest go as other levels do, and so do those with
-    nothing but values below 1e-29.)
+    times it (LSQ, CPQ, DAQ), are multiplied in integers. So are more rows:
+        - with AMX, in float32 all (512 and more: of levels that are bfloat16 values), in 16 bits up to 4 (8 of a W of
+          8 bits); there W may have 1 bit, and of up to 4 bits any levels of at most 127 times that number (one row: of
+          3 or 4);
+        - with AVX-512 BF16 (by itself on AMD processors), where scales are for rows or for groups of a multiple of 128
+          columns (W of 4 bits: 64; of 8 bits: any): up to 3 of bfloat16, 5 of float32 (W of 3 bits: 4), 511 of
+          float16; of a W of 8 bits up to 8 of bfloat16, 511 of float32.
+    Sums of up to 128 products are exact then, so that a row has the same bits in all these calls. In each group, or 128
+    columns of it, x is rounded for that, to multiples of at most 2**-29 of its largest value there: by less than
+    float32 sums round, but where the largest values meet weights of 0. In 16 bits 2**-21 is enough: what is not below
+    2**-11 of the largest stays as it is. (Rows where most values are below 2**-7 of the largest go as other levels do,
+    and so do those with nothing but values below 1e-29; which way a row goes does not depend on those beside it.)
+
     Under autocast x is cast as for ``F.linear``.
 
     Gradients reach x (dx = g @ W), bias, and w.levels and w.scale where they require grad: with dW = g^T x
