@@ -246,12 +246,13 @@ bool by_tiles(const Weight& w, const float* bias, Rows rows, int64_t of) {
   return true;
 }
 
-// Rows of x up to which integers are faster than the other kernels: of 16 bits, than tiles of bfloat16; of bfloat16, than pairs of it.
+// Rows of x up to which integers are faster than the other kernels: of 16 bits, than tiles of bfloat16; of bfloat16, than pairs of it
+// (two or three rows of 2 to 4 bits take about as long in either way, but longer in integers if one of them does not fit).
 int64_t integer_rows(const Weight& w, int dtype, const qk::IntegersHere& here) {
   const int bits = w.packed.bits;
   if (here.tiles) return dtype == 0 ? INT64_MAX : bits == 8 ? 8 : 4;
   if (!here.several || !qk::LutIntegersTurned::takes(w.packed)) return 1;
-  if (dtype == 2) return bits == 8 ? 8 : 3;
+  if (dtype == 2) return bits == 8 ? 8 : 1;
   return dtype == 1 || bits == 8 ? INT64_MAX : bits == 3 ? 4 : 5;
 }
 

@@ -390,8 +390,8 @@ def lut_linear(x: Tensor, w: LutWeight, bias: Tensor | None = None, *, backend: 
           8 bits); there W may have 1 bit, and of up to 4 bits any levels of at most 127 times that number (one row: of
           3 or 4);
         - with AVX-512 BF16 (by itself on AMD processors), where scales are for rows or for groups of a multiple of 128
-          columns (W of 4 bits: 64; of 8 bits: any): up to 3 of bfloat16, 5 of float32 (W of 3 bits: 4), 511 of
-          float16; of a W of 8 bits up to 8 of bfloat16, 511 of float32.
+          columns (W of 4 bits: 64; of 8 bits: any), up to 511 of float16, 5 of float32 (W of 3 bits: 4); of a W of
+          8 bits up to 511 of float32, 8 of bfloat16.
     Sums of up to 128 products are exact then, so that a row has the same bits in all these calls. In each group, or 128
     columns of it, x is rounded for that, to multiples of at most 2**-29 of its largest value there: by less than
     float32 sums round, but where the largest values meet weights of 0. In 16 bits 2**-21 is enough: what is not below
