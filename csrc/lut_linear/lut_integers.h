@@ -26,8 +26,8 @@ struct IntegerLevels {
       most = size > most ? size : most, below = size - 1 < below ? size - 1 : below;
     }
     const uint32_t exponent = (below + 1) >> 23 ? (below + 1) >> 23 : 1;  // of the smallest, as bits
-    if (most >= 0x7f800000 || most >> 23 > exponent + 8) return;      // not finite; more than 255 times as large
-    const int least = most ? int(exponent) - 150 : 0;                 // all are integers times 2**least
+    if (most >= 0x7f800000 || most >> 23 > exponent + 8) return;          // not finite; more than 255 times as large
+    const int least = most ? int(exponent) - 150 : 0;                     // all are integers times 2**least
     const double up = __builtin_ldexp(1.0, -least), first = double(levels[0]) * up, by = count > 1 ? double(levels[1]) * up - first : 0;
     affine = true;
     for (int c = 2; c < count; c++) affine &= double(levels[c]) * up - double(levels[c - 1]) * up == by;
@@ -61,7 +61,7 @@ struct IntegerRows {
                                  // paired, on any: [tiles of codes][s][digits][8 quads][w], of sub-block w * steps + s of a tile,
                                  // s < steps, w < 2: s is a unit of depth 2
   Segment* segments = nullptr;   // [tiles][cuts][each]
-  uint8_t* lowest = nullptr;     // marked: [tiles][units][each], bit i: whether digit 0 of quad i is other than 0; of 16-bit x it mostly is 0
+  uint8_t* lowest = nullptr;     // marked: [tiles][units][each], bit i: whether digit 0 of quad i is not 0; of 16-bit x it mostly is 0
   int64_t M, K, group;
   int bits, digits;
   bool for_tiles;

@@ -1,7 +1,7 @@
-// x times a weight in integers, with the bits of lut_integers_simd.cpp: one row of 3 bits, and of others for processors on which permutations
-// of two registers and products of bits keep others waiting (AMD's Zen 4), or that have no products of bits. Tiles are turned by shuffles
-// within lanes, for which rows are not in order until the end of a segment, and codes are multiplied where they lie in a byte. A tile is
-// turned while the one before it is multiplied. Several rows of x are taken three at a time, or two of float32, which has a digit more.
+// x times a weight in integers, with the bits of lut_integers_simd.cpp: one row of it, of 3 bits, and of others for processors on which
+// permutations of two registers and products of bits keep others waiting (AMD's Zen 4), or that have no products of bits; and several rows,
+// three at a time, or two of float32, which has a digit more. Tiles are turned by shuffles within lanes, for which rows are not in order
+// until the end of a segment, and codes are multiplied where they lie in a byte. A tile is turned while the one before it is multiplied.
 #include "../common/simd.h"
 #include "lut_integers.h"
 
