@@ -248,11 +248,8 @@ def made_by(body: list[str]) -> set[int]:
     steps, todo = [], []
     for index, text in enumerate(body):
         predicate, kind, operands = re.fullmatch(r"(@\S+ )?(\S+) ?(.*)", text.strip()).groups()
-        kind, operands = (
-            kind.split("."),
-            re.sub(r"^(U?P\w+, )+", "", operands),
-        )  # a flag may be written beside a register
-        first, *others = operands.split(",")
+        operands = re.sub(r"^(U?P\w+, )+", "", operands)  # a flag may be written beside a register
+        kind, first, *others = kind.split("."), *operands.split(",")
         width = 4 if kind[0] == "HMMA" or "128" in kind else 2 if {"64", "WIDE"} & set(kind) else 1
         steps.append((kind[0], predicate, registers_of(first, width), registers_of(",".join(others))))
         if kind[0] == "HMMA":

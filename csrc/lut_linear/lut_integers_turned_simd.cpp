@@ -51,7 +51,7 @@ void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
   for (int64_t stripe = begin; stripe < end; stripe++) {
     const uint8_t *from = x.bytes_of(part, 0), *lowest = x.lowest_of(part, 0), *tile = plane.first + stripe * plane.stride;
     Place place(w, x);
-    const IntegerRows::Segment* segment = x.segment(part, 0);
+    place.segment = x.segment(part, 0);
     F total[R];
     for (F& t : total) t = F(0.0f);
     I rows[2][4], sum[R][2][digits];  // sums of codes in the lower half of a byte and in the upper one, or of 8 bits of quads 0 and 1
@@ -84,13 +84,12 @@ void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
             QK_UNROLL for (int q = 0; q < 2; q++) {
               if (bits == 8 && q != word) continue;
               const I own = bits == 8 ? codes : masked(codes, 0x01010101u * ((1u << bits % 8) - 1) << 4 * q);
-              QK_UNROLL for (int r = 0; r < R; r++) {
-                const uint8_t* const quad = blocks[block] + r * kRow + (2 * t + q) * 4;
-                QK_UNROLL for (int d = digits > 3 ? 0 : 1; d < digits; d++) sum[r][q][d] = add_products(sum[r][q][d], own, quad + d * 32);
-              }
+              const uint8_t* const quad = blocks[block] + (2 * t + q) * 4;
+              const auto add = [&](int r, int d) QK_INLINE_LAMBDA { sum[r][q][d] = add_products(sum[r][q][d], own, quad + r * kRow + d * 32); };
+              QK_UNROLL for (int r = 0; r < R; r++)
+                QK_UNROLL for (int d = digits > 3 ? 0 : 1; d < digits; d++) add(r, d);
               if (digits == 3 && __builtin_expect(some >> (8 * block + 2 * t + q) & 1, 0))
-                QK_UNROLL for (int r = 0; r < R; r++)
-                  sum[r][q][0] = add_products(sum[r][q][0], own, blocks[block] + r * kRow + (2 * t + q) * 4);
+                QK_UNROLL for (int r = 0; r < R; r++) add(r, 0);
             }
           }
         }
@@ -111,10 +110,10 @@ void turned_by(const Packed& w, const IntegerLevels& levels, int64_t begin, int6
         if (bits < 8)
           for (int d = 0; d < digits; d++) sum[r][1][d] = right_signed(sum[r][1][d], 4);
         QK_UNROLL for (int d = 0; d < digits; d++) sum[r][0][d] = sum[r][0][d] + sum[r][1][d];
-        total[r] = fused(in_order(in_steps(sum[r][0], factor, segment[r])), scale_of(w, stripe, place.group), total[r]);
+        total[r] = fused(in_order(in_steps(sum[r][0], factor, place.segment[r])), scale_of(w, stripe, place.group), total[r]);
       }
       clear();
-      place.next(w), segment += each;
+      place.next(w), place.segment += each - 1;
     }
     for (int r = 0; r < R; r++) write(w, stripe, total[r], bias, y, part * each + r);
   }

@@ -283,13 +283,13 @@ bool by_integers(const Weight& w, const float* bias, Rows rows, const qk::Intege
     });
     if (rows.M == 1 && !fits[0]) return false;
     rows.note(fits, m);
-    const int64_t fit = std::count(fits.begin(), fits.end(), 1);
+    const int64_t fit = std::count(fits.begin(), fits.end(), char(true));
     if (fit == 0) continue;
     if (!tiles && fit < x.M) {  // tiles take others as zeros; here that would take as long as those that fit
-      Rows some{rows.from(m), rows.at(m), x.M, rows.K, rows.N, rows.dtype};
-      for (char& f : fits) f = !f;
-      some.note(fits, 0);
-      some.finish(1, [&](const Rows& these) { by_integers(w, bias, these, here); });
+      Rows those{rows.from(m), rows.at(m), x.M, rows.K, rows.N, rows.dtype};
+      for (int64_t i = 0; i < x.M; i++)
+        if (fits[i]) those.left.push_back(i);
+      those.finish(1, [&](const Rows& all) { by_integers(w, bias, all, here); });
       continue;
     }
     over_stripes(w, x.M, tiles ? kUnit : 1, [&] {
